@@ -2,10 +2,11 @@
 
     python benchmarks/combined_signal.py --runs "[runs/mitigations/baseline-seed0, runs/mitigations/baseline-seed1]"
 
-The runs differ in their seed and were watched only. In turn, one run is left out. On the others the best single column
-is chosen, with its sign, and the direction is fitted that the monitor takes from canaries (`flag_by: combined`), both
-with the repeated samples as positives; the run left out says how well each orders its own repeated and unique samples.
-Values are a sample's mean over its last visits, relative to the base model, from `records/evidence.parquet`.
+The runs differ in their seed and were monitored without mitigations. In turn, one run is left out. On the other runs,
+the best single column is chosen with its sign. The direction that the monitor takes from canaries is also fitted
+(`flag_by: combined`). Both use the repeated samples as positives. The run left out shows how well each of them orders
+its repeated and unique samples. Values are a sample's mean over its last visits, relative to the base model, from
+`records/evidence.parquet`.
 """
 
 from __future__ import annotations

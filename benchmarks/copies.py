@@ -204,12 +204,12 @@ def copies(
     """Run what is missing, and show the figures.
 
     Args:
-        forms: of the data; `dose` is the curve of doses.
-        rows: of the table.
-        seeds: of the choice of planted pictures and of the training; without seeds nothing is run.
+        forms: the forms of the data; `dose` is the curve of doses.
+        rows: the rows of the table.
+        seeds: the seeds of the choice of planted pictures and of the training; without seeds nothing is run.
         jobs: runs at a time, one thread each.
         sscd: ONNX file of a copy detector that takes uint8 images.
-        folder: of data and runs.
+        folder: the folder of data and runs.
         json: file of the figures.
     """
     place, path = (ROOT / folder).resolve(), ROOT / json

@@ -44,8 +44,8 @@ class Form:
     """One way in which data hold copies.
 
     Attributes:
-        files: of each planted picture.
-        steps: of the training.
+        files: the number of files of each planted picture.
+        steps: the number of steps of the training.
         edits: none, `light` or `strong`.
         captions: different captions of each planted picture.
     """

@@ -1,11 +1,11 @@
-"""What the attention entropy alone tells of copies under names of their own, from the records of the unprotected runs.
+"""The power of the attention entropy alone for copies under other names, from records of the unprotected runs.
 
     python benchmarks/copies_entropy.py --json benchmarks/copies_entropy.json
 
 Visits are made z-scores within classes of timestep and prompt length, without a base model, and averaged by picture
-over each quarter of the run. One attention site carries the signal, which one and in which direction has to be
-learnt: from half of the planted pictures, which stand for canaries; the figures are those of the other half, averaged
-over draws of the halves. The denoising loss stands beside it.
+over each quarter of the run. One attention site carries the signal. This site and its direction are learnt from half of
+the planted pictures, which stand for canaries. The figures are from the other half, averaged over draws of the halves.
+The denoising loss stands beside it.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ def copies_entropy(
     """Read the records of the unprotected runs, and show what their attention entropy tells.
 
     Args:
-        seed: of the runs.
-        folder: of `copies.py`.
+        seed: the seed of the runs.
+        folder: the folder of `copies.py`.
         json: file of the figures.
     """
     place, result = (ROOT / folder).resolve(), dict[str, Any]()

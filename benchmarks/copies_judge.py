@@ -35,10 +35,10 @@ Asked = list[tuple[str, str, str]]
 
 
 def judge(pipeline_folder: Path, data: CopiedData, *, sscd: Path | None) -> dict[str, Any]:
-    """Which pictures a pipeline gives back.
+    """Find the pictures that a pipeline gives back.
 
     Args:
-        pipeline_folder: of the trained pipeline.
+        pipeline_folder: the folder of the trained pipeline.
         data: what it was trained on, with the truth.
         sscd: ONNX file of a copy detector that takes uint8 images of 224 pixels; None for none.
 
@@ -93,7 +93,7 @@ def _prompts(data: CopiedData, trained: set[str], held: list[str], source: Any) 
 
 
 def _without_equals(train: list[int], keys: list[str], data: CopiedData, families: Families) -> list[int]:
-    """One of each picture's equal files: all of those that were edited."""
+    """Return one of each picture's equal files, and all edited files."""
     edited = data.path.parent.name.split("-")[0] in ("light", "strong")
     seen: set[str] = set()
     kept = []
@@ -110,7 +110,7 @@ def _pictures(train: CaptionedImages, families: Families) -> list[str]:
 
 
 def _numbers(train: CaptionedImages, families: Families, data: CopiedData) -> Tensor:
-    """Which training images are variants of one: files of a picture, or the pictures under a shared caption."""
+    """Return the training images that are variants of one: files of a picture, or pictures under a shared caption."""
     group = {key: name for name, members in data.planted.items() for key in members}
     numbers: dict[str, int] = {}
     names = [group.get(sample.key, families.picture(sample.key)) for sample in train.samples]

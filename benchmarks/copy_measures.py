@@ -1,14 +1,14 @@
-"""Which measure of copying finds copies, and how often it takes another picture for one.
+"""The power of measures of copying to find copies, and their false-positive rates on other pictures.
 
 Pictures are divided by chance into training pictures and held-out ones, which stand for generations that are no
-copies. Two questions are asked of each, as an evaluation does: whether it is a copy of *its own* picture, for which the
-training picture of the most alike caption stands (of photographs: another window of the same photograph), and whether
-it is one of *any* training picture. Half of the held-out pictures set each measure's threshold for each question, at a
-false-positive rate of 1 % or the lowest that they promise; of the other half the rate is measured. Copies are made of
-`--copies` training pictures: as they are, and by each edit of `memtrain.evaluation.measures.edits`. Recall is the share
-of copies that reach the threshold, precision that of copies among as many copies as held-out pictures. "Together" is
-what `aligned` or the copy detector finds, each beyond the median of its held-out values in units of what lies between
-that and the 99th percentile, with one threshold for both.
+copies. Each gets two questions, as in an evaluation. The first is whether it is a copy of *its own* picture. The
+training picture of the most alike caption stands for this picture, or another window of the same photograph. The second
+is whether it is a copy of *any* training picture. Half of the held-out pictures set each measure's threshold for each
+question, at a false-positive rate of 1 % or the lowest that they promise; of the other half the rate is measured.
+Copies are made of `--copies` training pictures: as they are, and by each edit of `memtrain.evaluation.measures.edits`.
+Recall is the share of copies that reach the threshold, precision that of copies among as many copies as held-out
+pictures. "Together" is what `aligned` or the copy detector finds, each beyond the median of its held-out values in
+units of what lies between that and the 99th percentile, with one threshold for both.
 
 `--photographs FOLDER` measures on photographs, cut into windows that do not overlap, as well.
 
@@ -45,7 +45,7 @@ ASSETS = Path(__file__).parents[1] / "assets"
 RATE, TRAINED = 0.01, 2 / 3
 TOGETHER = ("aligned", "sscd")
 SIDE, WINDOWS = 128, (4, 6)
-"""Of a window of a photograph in pixels, and how many a photograph is cut into, down and across."""
+"""Size of a photograph's window in pixels, and the number of windows down and across."""
 
 
 def clip_art() -> tuple[Tensor, list[frozenset[str]]]:
@@ -135,7 +135,7 @@ def _pairwise(measure: CopyMeasure, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _rows(null: dict[str, Tensor], alike: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Of every measure, and of two together."""
+    """Return the figures of every measure, and of two together."""
     null, alike = dict(null), dict(alike)
     if set(TOGETHER) <= set(null):
         null["together"], alike["together"] = _together(null, alike)

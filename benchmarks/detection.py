@@ -1,12 +1,13 @@
-"""What scoring a prompt costs: memtrain's detectors against keeping every attention map on the host.
+"""The cost of scoring a prompt: memtrain's detectors against keeping every attention map on the host.
 
     python benchmarks/detection.py --json benchmarks/detection.json
     python benchmarks/detection.py --shape sd15 --model assets/tiny-sd --steps 2 --repeats 1 --json sd15.json
 
-As published (Ren et al., ECCV 2024): attention processors write out the attention of every cross-attention, copy each
-probability map of both halves to the host in fp16 and keep it, through all steps of a sampling; scores are made of the
-maps afterwards, which is not timed here. Against it, on the same prompts and noise, in turn in one process: the
-one-step detectors, which end the sampling after one denoiser call, and MemAttn's D, which reads all steps.
+The published form (Ren et al., ECCV 2024) has attention processors that write out the attention of every
+cross-attention. They copy each probability map of both halves to the host in fp16 and keep it through all steps of a
+sampling. The scores are computed from the maps afterwards, which is not timed here. Against it, on the same prompts and
+noise, in turn in one process: the one-step detectors, which end the sampling after one denoiser call, and MemAttn's D,
+which reads all steps.
 
 "Kept" is what lies in memory for a prompt once it is sampled: the maps, or the detectors' readings before they become
 one number. The weights and what a denoiser call needs while it runs are the same and left out. With fewer steps than
@@ -132,10 +133,10 @@ def main(
 
     Args:
         model: a Stable Diffusion pipeline.
-        shape: of the pipeline's own, or Stable Diffusion 1.5's with random weights.
+        shape: the shape of the model: the pipeline's own, or Stable Diffusion 1.5's with random weights.
         steps: sampling steps that are measured.
         full_steps: steps of a whole sampling.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: the scale of classifier-free guidance.
         repeats: prompts timed each way, in turn; one more is not counted unless only one is asked for.
         json: file for the figures.
 

@@ -3,10 +3,10 @@
     python benchmarks/detectors.py --runs "[runs/a, runs/b]" --json benchmarks/detectors.json
 
 The runs are finished training runs with planted duplicates, such as those of `benchmarks/mitigations.py`. All detectors
-read one sampling of the captions, planted and held out, so they see the same noise; AUROC and the true-positive rate at
-a false-positive rate of 1 % that is not exceeded are measured on each run. A forward is a run of the denoiser on one
-image, both halves of guidance; a Jacobian-vector product counts as two. Seconds per prompt are of each detector alone,
-on a few captions of the first run, the median of rounds in which the detectors take turns.
+read one sampling of the captions, planted and held out, so they see the same noise. AUROC and the true-positive rate at
+a false-positive rate of at most 1 % are measured on each run. A forward is a run of the denoiser on one image, both
+halves of guidance; a Jacobian-vector product counts as two. Seconds per prompt are of each detector alone, on a few
+captions of the first run, the median of rounds in which the detectors take turns.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def captions(folder: Path, most: int | None) -> tuple[list[str], list[str]]:
 
 
 def figures(score: torch.Tensor, truth: torch.Tensor) -> dict[str, Any]:
-    """Of one score, higher for memorized prompts."""
+    """Return the figures of one score, which is higher for memorized prompts."""
     return {
         "auroc": float(auroc(score, truth)),
         "interval": list(bootstrap_interval(auroc, score, truth, seed=0)),
@@ -102,7 +102,7 @@ def measure(
         json: where to write the figures.
         images_per_prompt: images sampled of each caption.
         steps: sampling steps.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: the scale of classifier-free guidance.
         batch_size: images sampled at once.
         most_heldout: held-out captions at most; default all.
         timing_prompts: captions that each detector alone is timed on.

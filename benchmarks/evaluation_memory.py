@@ -1,13 +1,13 @@
-"""What every stage of an evaluation takes on a card of 24 GB, without weights or a GPU, and what an allocator counts.
+"""The memory of every stage of an evaluation on a card of 24 GB, estimated without weights or a GPU, and counted.
 
     python benchmarks/evaluation_memory.py --json benchmarks/evaluation_memory.json
 
 Each stage is its fullest moment, on tensors without content (memtrain/models/simulated_memory.py), with all parts of
-the pipeline on the device: denoiser calls of as many images as `evaluate.py` finds for that card (of batches of 32,
-with guidance where the model has it), decoding in its slices, the search for neurons, the search for embeddings that
-bring images back, encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an allocator cannot use and
-what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's allocator counts, on the embedded
-model.
+the pipeline on the device. A denoiser call has as many images as `evaluate.py` finds for that card, from batches of 32,
+with guidance if the model has it. The other stages are decoding in slices, the search for neurons, the search for
+embeddings that bring images back, and encoding. Trainings are those of benchmarks/memory.py. `needed` adds what an
+allocator cannot use and what CUDA takes. The rows `measured` compare the estimate with the peak that the CPU's
+allocator counts, on the embedded model.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Case:
     """A model at an image size in a type of numbers.
 
     Attributes:
-        model: of :data:`model_shapes.SHAPES`.
+        model: the name of a model in :data:`model_shapes.SHAPES`.
         pixels: side of the images.
         dtype: name of the type.
     """
@@ -63,7 +63,7 @@ class Case:
 
     @property
     def type(self) -> torch.dtype:
-        """Of all weights."""
+        """Return the bytes of all weights."""
         return TYPES[self.dtype]
 
     @property
@@ -101,7 +101,7 @@ class Case:
         return {"batch": images, "weights": max(self.sizes.values()), "peak": max(calls, *self.sizes.values())}
 
     def denoising(self, halves: int, *, backward: bool = False) -> tuple[int, int]:
-        """Of a denoiser call."""
+        """Return the bytes of a denoiser call."""
         with torch.device("meta"):
             call = SHAPES[self.model].call(halves, self.pixels, dtype=self.type)
         if backward:
@@ -110,7 +110,7 @@ class Case:
         return denoising_bytes(self.parts["denoiser"], call, halves=halves, backward=backward)
 
     def stages(self) -> Iterator[tuple[str, int, int]]:
-        """What a stage does, images at once, and the bytes of its fullest moment beyond the weights."""
+        """Return a stage's work, its images at once, and the bytes of its fullest moment without the weights."""
         free = CARD - DRIVER - self.standing
         fixed, each = self.denoising(self.halves)
         read = min(BATCH, images_in(free, (fixed, each), reading=READING))
@@ -150,7 +150,7 @@ def simulated(module: nn.Module, run: Callable[[Any], None]) -> int:
 
 
 def networks() -> Iterator[dict[str, Any]]:
-    """What `metrics` measures with, in fp32; no diffusion model is loaded."""
+    """Return the models of `metrics`, in fp32; no diffusion model is loaded."""
     with torch.device("meta"):
         sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
         clip = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, patch_size=14, projection_dim=768))

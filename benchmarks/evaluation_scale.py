@@ -47,8 +47,8 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
     """A training picture, `(3, side, side)` uint8: clip art, enlarged, moved and recoloured, with noise.
 
     Args:
-        row: of the picture.
-        side: of the picture.
+        row: the row of the picture.
+        side: the side of the picture.
         art: which clip art; default by the row, one of the first 100.
     """
     small = _clip_art(row % 100 if art is None else art)
@@ -61,7 +61,7 @@ def picture(row: int, side: int, *, art: int | None = None) -> Tensor:
 
 @cache
 def _noise(side: int) -> Tensor:
-    """`(3, side, side)` fp32, the same for all but its place: drawing it anew would be most of the cost."""
+    """Return an image `(3, side, side)` fp32; only its place differs, as new drawing would be most of the cost."""
     return torch.randint(-12, 13, (3, side, side), generator=torch.Generator().manual_seed(0)).float()
 
 
@@ -115,7 +115,7 @@ def watched(work: Callable[..., None], *args: Any, stop: Callable[[], bool] | No
 
     Args:
         work: that is done.
-        args: of it.
+        args: its arguments.
         stop: kill it when this is true.
 
     Returns:
@@ -146,7 +146,7 @@ def watched(work: Callable[..., None], *args: Any, stop: Callable[[], bool] | No
 
 
 def _cpu_seconds(pid: int | None) -> float:
-    """Of all threads of a process, so far: unlike time on a clock, it does not count what others do meanwhile."""
+    """Return the processor time of all threads so far, which does not count other processes."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -183,7 +183,7 @@ def main(pictures: int = 10_000, side: int = 512, queries: int = 100, json: str 
 
     Args:
         pictures: training pictures.
-        side: of a picture, pixels.
+        side: the side of a picture, pixels.
         queries: generations compared with them.
         json: where to write the figures.
     """

@@ -1,4 +1,4 @@
-"""What several benchmarks share: one training run with its evaluation as commands, and an interval for a median."""
+"""Shared code of several benchmarks: a training run with its evaluation as commands, and an interval for a median."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def call(arguments: Sequence[str], *, log: Path | None = None, threads: int | No
     Args:
         arguments: script and arguments.
         log: what it prints is appended here instead of being shown.
-        threads: of the process; default as many as it likes.
+        threads: the number of threads of the process; default as many as it likes.
 
     Raises:
         CommandError: if it fails.

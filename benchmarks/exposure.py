@@ -3,12 +3,12 @@
     python benchmarks/exposure.py --run true --json benchmarks/exposure.json --figure docs/exposure.png
     python benchmarks/exposure.py --json benchmarks/exposure.json
 
-One run of `configs/tiny_baseline.yaml` on the embedded clip art: every image has a border of a secret grey level, 8
-images are repeated at each of three doses, and 8 canaries are planted at each of them. Afterwards
+The benchmark is one run of `configs/tiny_baseline.yaml` on the embedded clip art. Every image has a border of a secret
+grey level. At each of three doses, 8 images are repeated and 8 canaries are planted. Afterwards
 
 - each canary is ranked among 31 siblings that were never planted, by denoising loss (4 timesteps, the same noise) and
-  by the pixel distance of two generations for its caption; 8 further canaries, never planted, are a control;
-- borders are painted anew around repeated, unique and held-out pictures, twice each, without guidance.
+  by the pixel distance of two generations for its caption. A control has 8 further canaries, never planted;
+- borders are painted again around repeated, unique and held-out pictures, twice each, without guidance.
 
 A run that was interrupted goes on from its last checkpoint; one that ended is only measured.
 """
@@ -76,7 +76,7 @@ def train(folder: Path, steps: int) -> None:
 
 
 def measure(folder: Path, *, steps: int, path: Path | None, siblings: int, timesteps: int) -> dict[str, Any]:
-    """What the trained model knows of the secrets; the borders are written first."""
+    """Measure the trained model's knowledge of the secrets; the borders are written first."""
     _, data = run_data(folder)
     pipeline = load_pipeline(str(folder / "pipeline"))
     canaries = canary_secrets(data, siblings=siblings)
@@ -210,11 +210,11 @@ def main(
     Args:
         run: train and measure; without, what the file has is shown.
         json: file of the figures.
-        folder: of the run.
+        folder: the folder of the run.
         figure: PNG file to draw the curves to.
-        steps: of the training.
+        steps: the number of steps of the training.
         siblings: canaries never planted that each is ranked among.
-        timesteps: of the canaries' loss.
+        timesteps: the timesteps of the canaries' loss.
     """
     path = None if json is None else Path(json)
     if run:

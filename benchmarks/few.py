@@ -103,7 +103,7 @@ def trained(place: Path, content: dict[str, Any]) -> Path:
 def figures(
     place: Path, source: SampleSource, seed: int, *, images: torch.Tensor, sampling: Sampling
 ) -> dict[str, Any]:
-    """What a run flagged and what its model reproduces."""
+    """Return the flagged pictures of a run and the pictures that its model reproduces."""
     own, others = chosen(source, seed)
     pipeline = load_pipeline(str(place / "pipeline"))
     ratios = {}
@@ -152,11 +152,11 @@ def main(
     """Train, judge and show.
 
     Args:
-        seeds: of the choice of pictures and of training; default none, which shows what the file has.
+        seeds: the seeds of the choice of pictures and of training; default none, which shows what the file has.
         json: file of the figures.
-        folder: of the runs.
+        folder: the folder of the runs.
         runs: which; default the three without adapters.
-        steps: of a run, instead of those of the configuration, to try the script.
+        steps: the number of steps of a run, instead of those of the configuration, to try the script.
     """
     path = None if json is None else Path(json)
     results = text.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}

@@ -2,11 +2,13 @@
 
 Every run feeds :class:`memtrain.evidence.calibration.Calibration` as a training does, batch by batch. Two tables:
 
-- *rates*: 200 ordinary samples, each visited 40 times; the share that is flagged at some time. `repeated, not
-  memorized` has five samples that are visited 50 times an epoch and are ordinary otherwise: their share alone. Files
+- *rates*: the share of 200 ordinary samples, each visited 40 times, that is flagged at any time. `repeated, not
+  memorized` has five samples that are visited 50 times an epoch and are ordinary otherwise, and gives their share.
+  Files
   of one picture and pictures of one caption are judged on three levels, and are all alike here, which is the worst.
 - *duplicates*: a few samples are visited far more often than the others and stand out by four standard deviations of a
-  visit ("ideal signal"); batches of 16, of which every fourth counts. When the first is flagged, how often each
+  visit ("ideal signal"). Batches have 16 samples, and every fourth batch counts. When the first is flagged, how often
+  each
   duplicate has been trained on by then, how many are found, and how many others are flagged.
 
 `--visits` compares numbers of counted visits from which a sample calibrates; a flag itself always needs six. The second
@@ -39,24 +41,24 @@ RATES = (0.001, 0.01, 0.05)
 
 @dataclass(frozen=True)
 class Scenario:
-    """What samples and their visits are like.
+    """The properties of samples and their visits.
 
     Attributes:
         name: in the table.
         samples: number of them, held-out ones included.
         between: standard deviation between samples; that of a visit is 1.
-        drift: of all values, per epoch.
+        drift: the drift of all values, per epoch.
         heavy: visits follow Student's distribution with 3 degrees of freedom.
         pairs: every two samples share what they are like.
-        files: of each picture, samples of their own that are the same.
+        files: the number of equal files of each picture, which are separate samples.
         span: pictures of each caption, that are the same.
         columns: number of values; of more than one the sign is unknown.
         duplicates: the last ones, of which `repeats` visits are made in an epoch.
-        effect: by which duplicates stand out.
+        effect: distance by which duplicates stand out.
         heldout: the first ones, that calibrate by their visits; 0 for a run that rests on the bulk.
         epochs: length of a run.
         batch: visits in a batch.
-        counted_every: of how many batches one counts.
+        counted_every: the number of batches of which one counts.
     """
 
     name: str
@@ -114,7 +116,7 @@ class Outcome:
     Attributes:
         ordinary: share of ordinary samples ever flagged, by stated rate.
         repeated: the same of the duplicates.
-        epoch: of the first flag of a duplicate at a stated 1 %; None if there was none.
+        epoch: the epoch of the first flag of a duplicate at a stated 1 %; None if there was none.
         trained: visits, also uncounted ones, that a duplicate had had by then, on average.
     """
 
@@ -140,7 +142,7 @@ def simulate(scenario: Scenario, seed: int, *, calibrating: int | None, rates: S
 
     Args:
         scenario: what is simulated.
-        seed: of the run.
+        seed: the seed of the run.
         calibrating: counted visits from which a sample calibrates; None for the class's own rule.
         rates: stated false-positive rates; the time of the first flag is that at the second.
     """

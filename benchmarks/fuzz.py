@@ -47,15 +47,15 @@ LIBRARIES = (
     "pyarrow.parquet",
     "safetensors.torch",
 )
-"""What takes long to import, and is imported once; memtrain is imported by each process, which watches it."""
+"""Slow modules, which are imported once; each process imports memtrain itself, which it watches."""
 
 
 class Tally:
-    """What a reader has answered so far, kept in a file because a fuzzer ends its process its own way.
+    """The answers of a reader so far, kept in a file because a fuzzer ends its process in its own way.
 
     Args:
         read: the reader.
-        path: of the file.
+        path: the path of the file.
     """
 
     def __init__(self, read: Callable[[bytes], object], path: Path) -> None:
@@ -168,7 +168,7 @@ def fuzz(target: Target, seconds: float, *, guide: bool) -> dict[str, Any]:
 
 
 def _child(target: Target, seconds: float, path: Path, log: Path, *, guide: bool) -> NoReturn:
-    """What a process of its own does: everything it says goes to a file, and its files to a folder that is removed."""
+    """Do the work of a separate process: its output goes to a file, and its files to a folder that is removed."""
     with log.open("wb", buffering=0) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

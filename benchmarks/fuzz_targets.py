@@ -1,4 +1,4 @@
-"""What `benchmarks/fuzz.py` feeds: every reader of files that somebody else wrote, with small inputs to begin from.
+"""The targets of `benchmarks/fuzz.py`: every reader of files from others, with small inputs to begin with.
 
 A reader ends in a value or in an error of :mod:`memtrain.errors`. Anything else is a finding. Readers are imported when
 they are asked for, so that they can be watched while they are imported.
@@ -22,7 +22,7 @@ class Target:
     """A reader.
 
     Attributes:
-        name: for the table.
+        name: the name for the table.
         make: imports what is needed; what comes of it takes an input.
         seeds: inputs to begin from.
     """

@@ -46,8 +46,8 @@ def run_part(name: str, folder: Path, *, limit: float, smoke: bool) -> dict[str,
     """Run one part in its own process.
 
     Args:
-        name: of `PARTS`.
-        folder: for what the parts make, and their logs.
+        name: the name of a part in `PARTS`.
+        folder: the folder for what the parts make, and their logs.
         limit: seconds after which it is ended, with all processes that it started.
         smoke: tiny sizes on the CPU.
 
@@ -164,13 +164,13 @@ def main(
     """Run the parts and print a table.
 
     Args:
-        parts: which, in this order; default all: default_run, training_sd15, training_sdxl, sd15,
+        parts: names of parts, in this order; default all of default_run, training_sd15, training_sdxl, sd15,
             overhead, step, guard, conformance, sampling, nemo.
         json: file for the figures; parts that it holds already, from the same environment, stay there.
         markdown: file for a table.
         smoke: tiny sizes, on the CPU.
         budget: seconds for all parts together.
-        folder: for what the parts make, and their logs.
+        folder: the folder for what the parts make, and their logs.
         scripts: diffusers' folder of text-to-image examples, without which the parts `training_*` are skipped.
     """
     start = time.perf_counter()

@@ -23,7 +23,7 @@ from memtrain.models.probe import DenoiserProbe
 from memtrain.models.transfer import HostCopy
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Of a token's attention (a share of 1) on the GPU against the same weights in double precision on the CPU."""
+"""Largest error of a token's attention (a share of 1) on the GPU against double precision on the CPU."""
 
 
 def overhead(part: Part) -> None:

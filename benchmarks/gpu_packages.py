@@ -1,4 +1,4 @@
-"""Which packages this machine lacks, all at once; imports nothing but the standard library before it knows."""
+"""A list of all packages that this machine lacks; before it is complete, only the standard library is imported."""
 
 from __future__ import annotations
 

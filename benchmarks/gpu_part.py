@@ -11,9 +11,9 @@ def main(name: str, file: str, folder: str, *smoke: str) -> None:
     """Run a part; it ends with an error if it, or an attempt in it, failed.
 
     Args:
-        name: of the part.
+        name: the name of the part.
         file: JSON file for its figures.
-        folder: for what the parts make.
+        folder: the folder for what the parts make.
         smoke: `--smoke` or nothing.
     """
     here = Path(__file__).parent

@@ -1,4 +1,4 @@
-"""What the parts of `gpu.py` share: surroundings, a random pipeline of Stable Diffusion 1.5's shape, and images."""
+"""Shared code of the parts of `gpu.py`: environment, a random pipeline of Stable Diffusion 1.5's shape, and images."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Part:
 
     Attributes:
         file: JSON file of its figures, rewritten whenever some are added, so that a killed part keeps them.
-        folder: for what it and the other parts make.
+        folder: the folder for what it and the other parts make.
         smoke: tiny sizes, on the CPU.
     """
 

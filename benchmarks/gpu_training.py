@@ -35,7 +35,7 @@ def _train(part: Part, config: str, changes: dict[str, dict[str, Any]], *, warmu
     Args:
         part: keeps them.
         config: file that is trained by, with everything that is not changed.
-        changes: of `trainer`, and of the arguments of `model` and `data`.
+        changes: the changes of `trainer`, and of the arguments of `model` and `data`.
         warmup: steps that are not timed.
     """
     name = Path(config).stem
@@ -104,7 +104,7 @@ class PlainLoop:
 
     Args:
         part: gives the device.
-        folder: of the pipeline.
+        folder: the folder of the pipeline.
         batches: endless.
     """
 

@@ -170,7 +170,7 @@ def table(runs: list[dict[str, Any]]) -> Table:
 
 
 def exponential(value: Any) -> Any:
-    """Of a number, or of both ends of an interval."""
+    """Return the change of a number, or of both ends of an interval."""
     return torch.tensor(value).exp().tolist()
 
 
@@ -203,7 +203,7 @@ def main(
         heldout: held-out captions per run.
         picture: PNG of the first run that is measured, with its own images, without and with the mitigation.
         pictured: the setting shown there.
-        threads: of the computation.
+        threads: the number of threads of the computation.
     """
     quiet()
     torch.set_num_threads(threads)

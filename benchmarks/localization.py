@@ -1,16 +1,16 @@
-"""What finding neurons costs: the fast search against the published one, prompt by prompt, in one process, in turn.
+"""The cost of finding neurons: the fast search against the published one, prompt by prompt, in one process, in turn.
 
     python benchmarks/localization.py --run runs/tiny_baseline --json benchmarks/localization.json
 
 Sequential as published is `Settings.published(dead_forwards=True)`: NeMo's code (Hintersdorf et al., NeurIPS 2024) with
-the forwards that it runs for nothing. Beside it the fast search with the same settings, which has to find the same
-neurons, and with the default ones. Two models: the pipeline of a run that memorized, on its planted captions (8 x 8
-latents), and a small random UNet with 64 x 64 latents in which a few value neurons carry each prompt. Only prompts that
-count as memorized are timed: the others cost two denoiser calls as published, and one here. `speedup` is that of the
-default, by processor time, on the model where it is lower; `range` is the lowest and the highest of single prompts.
-Same neurons: as published, for the splits as the greedy search with the same settings. `went_back` counts the prompts
-for which a checked split saw a score that does not only grow, or had no room for its margin, and followed the greedy
-search.
+the forwards that it runs for nothing. The fast search runs with the same settings, where it must find the same neurons,
+and with the default settings. There are two models. One is the pipeline of a run that memorized, on its planted
+captions (8 x 8 latents). The other is a small random UNet with 64 x 64 latents in which a few value neurons carry each
+prompt. Only prompts that count as memorized are timed: the others cost two denoiser calls as published, and one here.
+`speedup` is that of the default, by processor time, on the model where it is lower; `range` is the lowest and the
+highest of single prompts. Same neurons: as published, for the splits as the greedy search with the same settings.
+`went_back` counts the prompts for which a checked split saw a score that does not only grow, or had no room for its
+margin, and followed the greedy search.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Nothing:
 
 
 def encode(prompts: Sequence[str]) -> Tensor:
-    """Small noise; for a memorized prompt some directions besides, which planted neurons read."""
+    """Return small noise, and for a memorized prompt also some directions, which planted neurons read."""
     rows = []
     for prompt in prompts:
         generator = torch.Generator().manual_seed(crc32(prompt.encode()))
@@ -214,8 +214,8 @@ def main(
         run: folder of an evaluated run whose model memorized, with `pipeline/` and `evaluation/samples.parquet`; None
             for the random UNet alone.
         prompts: memorized prompts per model.
-        size: of the random UNet's latents.
-        threads: of torch.
+        size: the size of the random UNet's latents.
+        threads: the number of threads of torch.
         json: file for the figures.
     """
     torch.set_num_threads(threads)

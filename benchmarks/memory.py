@@ -1,11 +1,11 @@
-"""Which training fits on which GPU: memory estimates of the models that people train, without weights or a GPU.
+"""Memory estimates of common models in training for several GPUs, without weights or a GPU.
 
     python benchmarks/memory.py --json benchmarks/memory.json
 
-Adapters are of rank 16 on the attention layers, in fp32 beside a frozen bf16 base, with AdamW, gradient checkpointing
-and batches of one; latents and text embeddings are cached, so that autoencoder and text encoders are not on the device
-(their sizes stand below the table). Full trainings are in fp32 with bf16 autocast and an average. The first row is that
-of benchmarks/gpu.json, whose measured peak stands beside.
+Adapters have rank 16 on the attention layers, in fp32 with a frozen bf16 base, with AdamW, gradient checkpointing and
+batches of one. Latents and text embeddings are cached, so autoencoder and text encoders are not on the device (their
+sizes stand below the table). Full trainings are in fp32 with bf16 autocast and an average. The first row is that of
+benchmarks/gpu.json, whose measured peak stands beside.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Row:
     """A training.
 
     Attributes:
-        model: of :data:`model_shapes.SHAPES`.
+        model: the name of a model in :data:`model_shapes.SHAPES`.
         pixels: side of the images.
         batch: samples on the device.
-        rank: of the adapters; None for a full training.
-        bits: of the frozen base model.
-        checkpointing: of gradients.
+        rank: the rank of the adapters; None for a full training.
+        bits: the bits of the frozen base model.
+        checkpointing: whether gradients are checkpointed.
         beside: whether autoencoder and text encoders are on the device.
     """
 

@@ -29,7 +29,7 @@ def draw(content: dict[str, Any], picture: Path) -> None:
     """Per row, the planted images reproduced, and held-out loss and KID without copies against the baseline.
 
     Args:
-        content: of the store.
+        content: the content of the store.
         picture: PNG to write.
     """
     lines = summarize(content)
@@ -88,7 +88,7 @@ def draw_doses(content: dict[str, Any], picture: Path) -> None:
     """Share of images reproduced against their repetitions per epoch, per configuration; each seed faintly.
 
     Args:
-        content: of the store.
+        content: the content of the store.
         picture: PNG to write.
     """
     figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
@@ -135,8 +135,8 @@ def draw_pictures(folder: Path, seed: int, picture: Path) -> None:
     """Training images that were planted, with what the baseline and the recommended run make of their captions.
 
     Args:
-        folder: of the benchmark.
-        seed: of the two runs.
+        folder: the folder of the benchmark.
+        seed: the seed of the two runs.
         picture: PNG to write.
     """
     columns = {"plain fine-tuning": "baseline", "with memtrain": "recommended"}

@@ -29,7 +29,7 @@ class Store:
     """Figures by part (`rows`, `dose`), row and seed, in one JSON file that is never half written.
 
     Args:
-        path: of the file; it is read if it exists.
+        path: the path of the file; it is read if it exists.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,11 +65,11 @@ class Store:
 
 
 def run_figures(results: dict[str, Any], *, folder: Path) -> dict[str, Any]:
-    """What is kept of a run.
+    """Return the kept figures of a run.
 
     Args:
         results: content of results.json.
-        folder: of the benchmark; it is written as `{folder}`, so that no path of a machine is kept.
+        folder: the folder of the benchmark; it is written as `{folder}`, so that no path of a machine is kept.
     """
     groups, training = results["replication"]["groups"], results["training"] or {}
     flags = training.get("flags") or {}
@@ -131,7 +131,7 @@ def summarize(content: dict[str, Any]) -> list[dict[str, Any]]:
     """One summary per row that has a run, in the order of the table.
 
     Args:
-        content: of the store.
+        content: the content of the store.
 
     Returns:
         Each with `row`, `seeds`, `groups` and `flags` pooled over seeds, and `heldout_loss`, `loss_change` (relative to

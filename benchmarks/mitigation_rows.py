@@ -49,7 +49,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        name: of the row, its runs and its logs.
+        name: the name of the row, its runs and its logs.
         kind: `baseline`, `recommended`, `published` or `ours`.
         source: where the method comes from.
         overlays: files in `configs/callbacks/`, without their ending, added to the configuration.
@@ -150,7 +150,7 @@ def _overlay(name: str) -> Path:
 
 
 def identity(row: Row, setting: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run of a row is but for its seed: figures of another identity are not this row's."""
+    """Return the identity of a row's run without its seed; figures of another identity belong to another row."""
     return {
         "config": configuration(ROOT / "configs" / f"{row.config}.yaml"),
         "overlays": {name: configuration(_overlay(name)) for name in row.overlays},
@@ -164,8 +164,8 @@ def training_arguments(row: Row, seed: int, *, folder: Path, setting: Mapping[st
 
     Args:
         row: the row.
-        seed: of the order, the noise and the choice of planted images.
-        folder: of the benchmark.
+        seed: the seed of the order, the noise and the choice of planted images.
+        folder: the folder of the benchmark.
         setting: options of every row.
     """
     files = [f"configs/{row.config}.yaml", *(f"configs/callbacks/{name}.yaml" for name in row.overlays)]
@@ -182,7 +182,7 @@ def alternative_captions(facts: Mapping[str, Any], caption: str) -> list[str]:
     """Other captions of an image, made from what its JSON says.
 
     Args:
-        facts: with `label`, `colours` and `tags`.
+        facts: a mapping with `label`, `colours` and `tags`.
         caption: its own caption, which is left out.
     """
     label, colours, tags = facts["label"], " and ".join(facts["colours"]), list(facts["tags"])

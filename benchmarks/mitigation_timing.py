@@ -1,10 +1,10 @@
-"""What a mitigation adds to a training step: short runs in turn with plain training, in one process.
+"""The cost of a mitigation in a training step: short runs in turn with plain training, in one process.
 
 A run is timed from the end of its eighth batch on, over a whole multiple of eight batches, because the monitor measures
-held-out samples and collects evidence every eight: the mean over such a stretch holds its share of that work, which a
-median of single steps would leave out. Plain is the baseline's configuration without any callback of memtrain. The runs
-are early ones, in which the planted images are flagged on the way; work that is done for flagged samples alone counts
-for part of them.
+held-out samples and collects evidence every eight batches. The mean over these batches includes this work, and a median
+of single steps would leave it out. Plain is the baseline's configuration without any callback of memtrain. The runs are
+early ones, in which the planted images are flagged on the way; work that is done for flagged samples alone counts for
+part of them.
 
 The reference profile is measured once per model and data, before training, and then read from its folder. It is no part
 of the steps; what it takes is the time to the first batch with an empty folder less that with a full one.
@@ -66,9 +66,9 @@ class Course:
     """Short runs on data that are read and encoded once per set of options.
 
     Args:
-        folder: of the benchmark; profiles are kept in it.
+        folder: the folder of the benchmark; profiles are kept in it.
         steps: batches that are timed, a multiple of :data:`CYCLE`.
-        seed: of all runs.
+        seed: the seed of all runs.
     """
 
     def __init__(self, folder: Path, *, steps: int, seed: int = 0) -> None:
@@ -159,7 +159,7 @@ def compare(course: Course, row: Row, *, pairs: int) -> dict[str, Any]:
 
 
 def profile_seconds(course: Course) -> dict[str, Any]:
-    """What measuring the reference profile takes, once per model and data."""
+    """Return the time of measuring the reference profile, once per model and data."""
     with scratch() as empty:
         first = course.run(ROWS[0], profiles=empty)
         again = course.run(ROWS[0], profiles=empty)

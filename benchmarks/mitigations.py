@@ -5,8 +5,8 @@
     python benchmarks/mitigations.py --timing {}                                  # alone on the machine
     python benchmarks/mitigations.py --markdown true                              # the tables of RESULTS.md
 
-Figures are added to the JSON file as soon as a run is finished. What is in there is not run again, on whatever machine
-it was run; a run that was interrupted goes on from its last checkpoint. A run that fails is reported and stops no
+Figures are added to the JSON file as soon as a run is finished. A run in the file is not repeated, even if it was run
+on another machine. An interrupted run goes on from its last checkpoint. A run that fails is reported and stops no
 other. Without seeds nothing is trained, and the file is shown as it is. Training and evaluation use one thread each:
 two of them at a time (`--jobs 2`) do more on two cores than one with two threads.
 
@@ -71,8 +71,8 @@ class Timing:
 
     Attributes:
         pairs: short runs of each row and of plain training.
-        steps: of a short run, a multiple of 8.
-        threads: of each run.
+        steps: the number of steps of a short run, a multiple of 8.
+        threads: the number of threads of each run.
     """
 
     pairs: int = 5
@@ -91,7 +91,7 @@ def run(row: Row, seed: int, *, part: Part, store: Store, folder: Path) -> None:
         seed: the seed.
         part: what it belongs to.
         store: where the figures are kept.
-        folder: of the benchmark.
+        folder: the folder of the benchmark.
 
     Raises:
         CommandError: if training or evaluation fails, or what the row needs is not there.
@@ -145,7 +145,7 @@ def run_all(rows: list[Row], seeds: list[int], *, part: Part, store: Store, fold
     """Run what is not finished, `jobs` at a time: seed by seed, and the rows that need the baseline last.
 
     Returns:
-        What failed.
+        The failures.
     """
     todo = [
         (row, seed)

@@ -70,8 +70,8 @@ class Shape:
     Attributes:
         kind: class of its denoiser.
         denoiser: configuration.
-        tokens: of a prompt.
-        channels: of the latents.
+        tokens: the number of tokens of a prompt.
+        channels: the channels of the latents.
         encoders: names of its text encoders, as :func:`encoder` makes them.
     """
 

@@ -1,14 +1,14 @@
-"""Which copies are found, by edit, and how many pictures are taken for another one by mistake.
+"""The shares of copies found, by edit, and of pictures merged with another one by mistake.
 
 Each of `--images` pictures of the embedded clip art gets one copy by each edit
 (:mod:`memtrain.evaluation.measures.edits`). Two tables:
 
 - *descriptors alone*: the share of copies whose similarity to their picture lies above the 99th percentile of each
-  picture's similarity to its nearest other picture (1 % of false merges); and of those that have their picture among
-  their five nearest, which is what a descriptor is asked for.
+  picture's similarity to its nearest other picture (1 % of false merges). The share of copies with their picture among
+  their five nearest is also given, because this is the task of a descriptor.
 - *families*: the copies of one edit are added to all pictures, families are found (`find_families`), and the share of
   copies is counted that is in its picture's family. False merges are pictures without copies that are joined to
-  another one, in the collection by itself; the threshold is calibrated anew each time.
+  another one, in the collection by itself. The threshold is calibrated again each time.
 
 A copy detector takes part where `--copy_detector FILE` is given, EfficientNet-Lite0 where the extra `quality` is
 installed.
@@ -48,12 +48,12 @@ from memtrain.families.search import NEIGHBOURS
 
 ASSETS = Path(__file__).parents[1] / "assets"
 RATE = 0.01
-"""Of false merges."""
+"""Rate of false merges."""
 
 
 @dataclass(frozen=True)
 class Looks:
-    """What is kept of n images."""
+    """The kept values of n images."""
 
     hashes: NDArray[np.uint8]
     descriptors: NDArray[np.float32]
@@ -78,7 +78,7 @@ def collection(name: str) -> list[Image.Image]:
 
 
 def families(looks: Looks) -> FoundFamilies:
-    """Of images that have no captions, named by their number."""
+    """Make samples of images without captions, named by their number."""
     keys = [str(number) for number in range(len(looks.hashes))]
     return find_families(keys, [""] * len(keys), looks, false_merge_rate=RATE)
 

@@ -3,9 +3,9 @@
     python benchmarks/neuron_masking.py --runs "[runs/mitigations/baseline-seed0]" --json benchmarks/neuron_masking.json
 
 For each run, a finished training with planted duplicates: the stage `localize` with NeMo's settings, and beside it
-other sets of neurons under the same measure. Of held-out prompts, half calibrate statistics and threshold and all serve
-as controls. Figures are added to the file as soon as they are there, and what is in there is not measured again.
-Without runs the file is shown as it is.
+other sets of neurons under the same measure. Half of the held-out prompts calibrate statistics and threshold, and all
+of them serve as controls. Figures are added to the file as soon as they are there, and what is in there is not measured
+again. Without runs the file is shown as it is.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class Case:
         pipeline: trained with planted duplicates.
         planted: captions.
         controls: captions of held-out images; every other one calibrates.
-        images: of both, `(P, 3, H, W)` uint8.
-        threshold: of the replication.
+        images: the images of both, `(P, 3, H, W)` uint8.
+        threshold: the threshold of the replication.
         nemo: what the stage found.
     """
 

@@ -1,12 +1,12 @@
-"""What finding families on the way costs: milliseconds a batch, against a training step of the embedded model.
+"""The cost of finding families during training: milliseconds a batch, against a training step of the embedded model.
 
     python benchmarks/online_families.py --json benchmarks/online_families.json
 
-Timed are its three parts: looks and hashes of a batch (on the device), the update of the index with a full memory (on
-the host, every `calibrate_every` batches, given per batch), and the comparison with pictures that are held out by
-weight. The data are of the worst kind: every sample is new, in every batch. A sample that was met often enough costs
-nothing. Beside it the bytes of a saved state for each picture, and for the embedded clip art the share of 1,213
-different pictures that are merged, and how many of 200 copies of ten others come into one family.
+Three parts are timed. They are looks and hashes of a batch (on the device), the update of the index with a full memory
+(on the host, every `calibrate_every` batches, given per batch), and the comparison with held-out pictures. The data are
+of the worst kind: every sample is new, in every batch. A sample that was met often enough costs nothing. The table also
+has the bytes of a saved state for each picture. For the embedded clip art, it has the share of 1,213 different pictures
+that are merged, and how many of 200 copies of ten others come into one family.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def main(json: str | None = None, repeats: int = 20, pictures: int = PICTURES) -
 
     Args:
         json: File for the results.
-        repeats: Of everything that is timed.
+        repeats: Number of repetitions of each timed piece.
         pictures: That are remembered.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -151,8 +151,8 @@ def main(json: str | None = None, repeats: int = 20, pictures: int = PICTURES) -
     families = found()
     Console().print(table)
     print(
-        f"Of {families['different_pictures']:,} different pictures {families['merged']} are in a family with another; "
-        f"of 200 copies, half of them in a mirror, the largest family has {families['largest_family_of_200_copies']}"
+        f"{families['merged']} of {families['different_pictures']:,} different pictures are in a family with another. "
+        f"The largest family of 200 copies, half of them mirrored, has {families['largest_family_of_200_copies']}."
     )
     if json is not None:
         results = {"device": device, "pictures": pictures, "costs": rows, "found": families}

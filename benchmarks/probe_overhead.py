@@ -1,11 +1,11 @@
-"""What watching costs: monitored over unmonitored training steps, in one process, in turn.
+"""The cost of monitoring: monitored over unmonitored training steps, in one process, in turn.
 
     python benchmarks/probe_overhead.py --json benchmarks/probe_overhead.json --figure docs/probe_overhead.png
 
 A watched step arms the probe, reads every default site, computes the default signals, passes the gradient gate and
-starts the copy of one small tensor to the host. Beside it, as published: attention processors that build every
-probability map and copy it to the host (Ren et al., ECCV 2024, section 4). On a machine with a GPU the shapes of
-SD 1.5 and SDXL are measured too, with random weights in bf16.
+starts the copy of one small tensor to the host. The published form is measured too. It has attention processors that
+build every probability map and copy it to the host (Ren et al., ECCV 2024, section 4). On a machine with a GPU the
+shapes of SD 1.5 and SDXL are measured too, with random weights in bf16.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Bench:
         latents: height and width of the latents.
         device: where to run.
         sites: number of attention sites to read; default the backbone's subset.
-        checkpointing: with gradient checkpointing.
+        checkpointing: whether gradients are checkpointed.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Bench:
         self.maps: list[Tensor] = []
 
     def step(self, way: str) -> float:
-        """One training step in a way of `WAYS`, or `probe`: watched, but no signal is made of it; seconds."""
+        """Run one training step in a way of `WAYS`, or `probe` (watched without signals); return seconds."""
         processors = self.unet.attn_processors
         if way in ("watched", "probe"):
             self.probe.attach()

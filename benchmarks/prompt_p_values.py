@@ -3,13 +3,15 @@
     python benchmarks/copies.py ...   # leaves runs whose truth is known; or name other finished runs of such data
     python benchmarks/prompt_p_values.py --runs "[runs/copies/exact-baseline-0]" --json benchmarks/prompt_p_values.json
 
-Cases: the embedded model with held-out emoji captions and with clip-art captions, of which it was trained on neither;
-and each run, with the captions of its held-out pictures (unseen), of unique training pictures (seen) and of its
-planted pictures (memorized). Null prompts are made as `memtrain detect` makes them, of all captions of the case; for
-runs also of the unseen captions alone, as from a file of one's own, and of each caption alone, as for a command that is
-given one prompt. All detectors read one sampling.
-Said per kind of null and detector: the share of unseen captions with p <= 0.05 and its interval (valid: 0.05 lies
-in it or above it), the share above the middle of the null (valid: a half), and how many captions are named at q < 0.05.
+One case is the embedded model with held-out emoji captions and with clip-art captions, on neither of which it was
+trained. The other cases are runs, with the captions of their held-out pictures (unseen), of unique training pictures
+(seen) and of planted pictures (memorized). Null prompts are made as in `memtrain detect`, from all captions of the
+case. For runs, they are also made from the unseen captions alone, like a file of your own, and from each caption alone,
+like a command with one prompt. All detectors read one sampling.
+
+The table has three figures for each kind of null and detector. The first is the share of unseen captions with p <= 0.05
+and its interval (valid: 0.05 lies in it or above it). The others are the share above the middle of the null (valid: a
+half), and the number of captions named at q < 0.05.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def scores_of(pipeline: Any, texts: Sequence[str], sampling: Sampling) -> dict[s
 
 
 def figures(p: Tensor, groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Of p-values in the order of groups."""
+    """Return the figures of p-values in the order of groups."""
     named, surely, start = benjamini_hochberg(p) < LEVEL, holm(p) < LEVEL, 0
     found: dict[str, Any] = {}
     for name, texts in groups.items():

@@ -1,4 +1,4 @@
-"""What the papers' benchmark of 500 prompts costs, in rows that pass through the denoiser, from its settings.
+"""The cost of the papers' benchmark of 500 prompts, in rows through the denoiser, computed from its settings.
 
 A row is one latent in one denoiser call, so that a guided call of an image counts two. Backward passes are counted as
 two rows more. Nothing here is measured but the assumptions on a prompt's neurons, which the search alone can say:
@@ -23,14 +23,14 @@ from memtrain.localization.settings import Settings
 
 PUBLISHED = ROOT / "configs" / "localize" / "published.yaml"
 DETECTION = {"images_per_prompt": 4, "steps": 50, "guidance_scale": 7.5}
-"""Of the one-step detection of Wen et al. (ICLR 2024)."""
+"""Settings of the one-step detection of Wen et al. (ICLR 2024)."""
 CONDITIONS = 3
 """Images without masks, under each prompt's mask, and under all masks together."""
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """What a search has to do for a prompt whose image it finds, on average.
+    """The average work of a search for a prompt whose image it finds.
 
     Attributes:
         selections: that are tried; 17 at most with the published settings.
@@ -45,14 +45,14 @@ class Neurons:
 
 @dataclass(frozen=True)
 class Counts:
-    """What there is to do.
+    """The amount of work.
 
     Attributes:
-        prompts: different ones.
-        searched: of them, whose neurons are searched.
-        memorized: of those, that have seeds above the threshold.
-        captions: that calibrate the threshold.
-        conditions: under which images are sampled.
+        prompts: number of different prompts.
+        searched: number of prompts whose neurons are searched.
+        memorized: number of searched prompts with seeds above the threshold.
+        captions: number of captions that calibrate the threshold.
+        conditions: number of conditions under which images are sampled.
     """
 
     prompts: int = 500
@@ -67,9 +67,9 @@ class Published:
     """The published settings.
 
     Attributes:
-        settings: of the search.
+        settings: the settings of the search.
         images: sampled for each prompt.
-        steps: of the sampling.
+        steps: the number of steps of the sampling.
         guidance: whether it is guided.
     """
 
@@ -89,7 +89,7 @@ class Published:
         return Published(settings, given["images_per_prompt"], given["steps"], given["guidance_scale"] > 1)
 
     def rows(self, counts: Counts, neurons: Neurons) -> dict[str, float]:
-        """Of every stage, by name, in their order; `metrics` has none."""
+        """Return the rows of every stage by name, in their order; `metrics` has none."""
         halves = 2 if self.detection["guidance_scale"] > 1 else 1
         sampled = counts.prompts + (counts.conditions - 1) * counts.searched
         return {

@@ -5,15 +5,16 @@ r"""The papers' benchmark of memorized prompts, start to end: what it costs, a r
     python benchmarks/published_prompts.py --model CompVis/stable-diffusion-v1-4 --prompts prompts.csv \
         --captions captions.txt --output runs/published
 
-Stages of `evaluate.py`, one after the other: one-step detection (Wen et al., ICLR 2024: 4 images a prompt), threshold
-and activations on captions that are not memorized (50,000 in the paper), NeMo's search for neurons with its published
-settings (configs/localize/published.yaml), 10 images of each prompt without masks, under its own and under all of them,
-and the metrics of these folders. Given again, the command goes on: every stage keeps what is finished.
+The command runs stages of `evaluate.py` in a row. It begins with one-step detection (Wen et al., ICLR 2024: 4 images a
+prompt), and with threshold and activations on captions that are not memorized (50,000 in the paper). NeMo's search for
+neurons with its published settings follows (configs/localize/published.yaml). Then 10 images of each prompt are sampled
+without masks, under its own mask and under all masks, and the metrics of these folders are measured. Given again, the
+command goes on: every stage keeps what is finished.
 
 `--plan true` prints the cost without a model (benchmarks/published_cost.py has the formulas), in rows through the
-denoiser, and in hours at stated rows a second: one A100 is taken for 60 of Stable Diffusion at 512 px in half
-precision, and for 30 in float32. `--rehearse N` runs everything for N prompts on a small random pipeline, counts the
-rows by a hook on the denoiser, and fails where they are not those of the formulas.
+denoiser, and in hours at stated rows a second. One A100 counts as 60 rows a second of Stable Diffusion at 512 px in
+half precision, and as 30 in float32. `--rehearse N` runs everything for N prompts on a small random pipeline, counts
+the rows by a hook on the denoiser, and fails where they are not those of the formulas.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ def rehearsed(number: int, output: Path) -> list[dict[str, Any]]:
 
 
 def checked(seen: dict[str, int], located: Localization, counts: Counts) -> list[dict[str, Any]]:
-    """Rows of the plan, with what the search found for every prompt, beside those that were counted."""
+    """Return the rows of the plan for the found neurons of every prompt, together with the counted rows."""
     published, found = Published.read(), located.found
     settings = published.settings
     assert settings.initial_theta is not None
@@ -204,7 +205,7 @@ def main(
         captions: file of captions that the model does not memorize, for threshold and activations; 50,000 in the paper.
             Without it, the threshold is the paper's 0.428, and activations are those of random words.
         output: folder of the results.
-        dtype: in which numbers the model computes, as `evaluate.py` takes it.
+        dtype: number format of the model, as in `evaluate.py`.
         networks: options of `memtrain metrics`, such as `[--clip, clip, --copy_detector, sscd.pt]`.
         plan: print what it costs, and do nothing.
         rehearse: run everything for as many prompts on a small random pipeline.

@@ -1,14 +1,14 @@
 """Simulated data without any memorization, for :mod:`rates`: each function is one run, and returns rates by name.
 
-- *monitor*: ordinary samples, of which n are held out, through :class:`memtrain.evidence.calibration.Calibration` as in
-  a training: share of the others that is flagged at some time, by asked rate.
+- *monitor*: ordinary samples, of which n are held out, pass :class:`memtrain.evidence.calibration.Calibration` as in a
+  training. The figure is the share of the others that is flagged at any time, by requested rate.
 - *bulk*: the same without held-out samples.
 - *levels*: files of one picture, or pictures of one caption, all alike, which is the worst case (`flag_rates.py`).
-- *prompts*: p-values of `memtrain detect` against null prompts of other lengths: the share of prompts at most at the
-  level, whether any is named by Holm's method, and the share of false ones among those that Benjamini and Hochberg name
-  where a quarter is memorized.
-- *copies*: the threshold of a copy measure on maxima over generations of n held-out prompts: the rate of a further
-  one, and how often it is above the bound that is stated for 95 % of the draws.
+- *prompts*: p-values of `memtrain detect` against null prompts of other lengths. The figures are the share of prompts
+  at most at the level, and whether any is named by Holm's method. If a quarter is memorized, the share of false prompts
+  among the ones named by Benjamini and Hochberg follows.
+- *copies*: the threshold of a copy measure on maxima over generations of n held-out prompts. The figures are the rate
+  of a further prompt, and how often it is above the bound that is stated for 95 % of the draws.
 - *exposure*: how often a secret that nobody saw is among the first hundredth of its candidates.
 """
 
@@ -36,11 +36,11 @@ TRAINED, EPOCHS, BATCH = 150, 25, 50
 
 @dataclass(frozen=True)
 class Kind:
-    """What ordinary samples and their visits are like.
+    """The properties of ordinary samples and their visits.
 
     Attributes:
         between: standard deviation between samples; that of a visit is 1.
-        drift: of all values, per epoch.
+        drift: the drift of all values, per epoch.
         heavy: visits follow Student's distribution with 3 degrees of freedom.
         pairs: every two samples share what they are like.
         columns: number of values; of more than one the sign is unknown, and scores are root mean squares.

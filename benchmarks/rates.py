@@ -4,11 +4,11 @@
     python benchmarks/rates.py --runs 5            (five times as many runs of each row)
     python benchmarks/rates.py --only monitor
 
-What is simulated is in `rate_scenarios.py`. Each row has what is promised (for the monitor: on average over the draw of
-the held-out samples), the mean over runs with a bootstrap interval, the worst run, and whether the rate holds: whether
-it lies below the lower end of the interval. Rows of the bulk promise nothing and are measured all the same. Every run
-is added to the JSON file when it is done, and not repeated. The quick form takes ten minutes on one idle core.
-`--table` prints the table of `memtrain/evidence/measured_rates.py` that belongs to the file.
+`rate_scenarios.py` has the simulations. Each row has the promised rate (for the monitor, on average over the draw of
+the held-out samples), the mean over runs with a bootstrap interval, and the worst run. It also says whether the rate
+holds, which means that it does not lie below the lower end of the interval. Rows of the bulk promise nothing and are
+measured all the same. Every run is added to the JSON file when it is done, and not repeated. The quick form takes ten
+minutes on one idle core. `--table` prints the table of `memtrain/evidence/measured_rates.py` that belongs to the file.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Cell:
 
     Attributes:
         group: what is simulated.
-        kind: of data.
+        kind: the kind of data.
         count: held-out samples, null prompts or candidates.
         runs: in the quick form.
         run: seed to rates.
-        promised: by name; a name without one is measured only.
+        promised: the promised rates by name; a name without one is measured only.
     """
 
     group: str
@@ -148,7 +148,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def measured_table(kept: Sequence[dict[str, Any]]) -> dict[tuple[int, float], tuple[float, float, str]]:
-    """What `memtrain/evidence/measured_rates.py` holds: the worst kind of data of each number and rate."""
+    """Return the table of `memtrain/evidence/measured_rates.py`: the worst kind of data for each number and rate."""
     found: dict[tuple[int, float], tuple[float, float, str]] = {}
     for row in kept:
         if row["group"] in ("monitor", "bulk"):

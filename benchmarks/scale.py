@@ -1,13 +1,13 @@
-"""What grows with the data, from a thousand samples to a million: time and memory of every stage of a run.
+"""Time and memory of every stage of a run, from a thousand samples to a million.
 
     python benchmarks/scale.py --json benchmarks/scale.json --figure docs/scale.png
     python benchmarks/scale.py --sizes '[10000, 100000]' --parts '[watch]'
 
 The data are synthetic: tiny images, latents and descriptors that say nothing of quality. Each part is measured in a
-process of its own for each size, so that its peak memory is its own; memory is the largest resident set less that of
-the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is
-linear, 0 is independent of the number of samples. What takes less than 10 ms or 1 MB at both has none, nor what took
-next to nothing at the smaller. With 10,000 samples or fewer fixed costs weigh most.
+separate process for each size, so that peak memories do not mix. Memory is the largest resident set minus the resident
+set of the same process before it began. The exponent is the slope of the logarithms between the two largest sizes: 1 is
+linear, 0 is independent of the number of samples. A figure below 10 ms or 1 MB at both sizes, or near zero at the
+smaller size, has no exponent. With 10,000 samples or fewer fixed costs weigh most.
 
 `monitor_update_s` is the work of the monitor on the host for one training step: 8 processes of 16 samples each, whose
 visits become evidence every 8 batches, with held-out samples measured as often.
@@ -38,7 +38,7 @@ from rich.table import Table
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 LITTLE = {"s": 0.01, "mb": 1.0}
-"""What has no exponent: seconds, and megabytes."""
+"""Limits below which a value has no exponent, in seconds and in megabytes."""
 LINEAR, INDEPENDENT = 1.15, 0.15
 """Exponents that pass for linear, and for independent of the number of samples."""
 
@@ -48,9 +48,9 @@ class Part:
     """Something that is measured.
 
     Attributes:
-        module: of this folder.
-        function: of a number of samples, and perhaps a folder, that gives figures by name; those that end in `_s` are
-            seconds, in `_mb` megabytes, in `_bytes` bytes a sample.
+        module: the module of this folder.
+        function: a function of a number of samples, and possibly a folder, that gives figures by name. Names ending in
+            `_s` are seconds, in `_mb` megabytes, in `_bytes` bytes a sample.
         most: samples beyond which it is not measured.
         folder: whether it is given a folder.
     """
@@ -71,18 +71,18 @@ PARTS = {
     "records": Part("scale_records", "records"),
     "scan": Part("scale_scan", "scan", most=100_000),
 }
-"""By name, those that take long last."""
+"""The parts by name, the slow ones last."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What a figure has to be.
+    """The requirement for a figure.
 
     Attributes:
-        part: of the figure.
+        part: the part of the figure.
         figure: its name.
-        most: at the largest size that was measured; None where only the exponent counts.
-        exponent: at most.
+        most: the largest value at the largest measured size; None if only the exponent counts.
+        exponent: the largest exponent.
         at: the size that `most` is about; it is not judged at others.
     """
 
@@ -113,10 +113,10 @@ def main(
 
     Args:
         sizes: numbers of samples.
-        parts: of a run.
+        parts: the parts of a run.
         json: where to write the figures.
         figure: where to draw them, as PNG.
-        folder: for the synthetic data; default a temporary one.
+        folder: the folder for the synthetic data; default a temporary one.
         strict: end with status 1 where a mark is missed.
     """
     unknown = sorted(set(parts) - set(PARTS))
@@ -271,7 +271,7 @@ DRAWN = {
         "scan.peak_mb",
     ),
 }
-"""What the figure shows of seconds and of megabytes."""
+"""The seconds and megabytes in the figure."""
 
 
 def draw(found: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:

@@ -43,7 +43,7 @@ DRAWN = 1000
 
 @dataclass(frozen=True)
 class OneSample:
-    """What an index asks of a sample."""
+    """The fields of a sample that an index reads."""
 
     key: str
     caption: str = ""
@@ -76,12 +76,12 @@ def index(count: int, folder: Path) -> dict[str, float]:
     """Build and search an index.
 
     Args:
-        count: of training images.
-        folder: for it.
+        count: the number of training images.
+        folder: the folder for it.
 
     Returns:
-        `build_1000_s`; `disk_bytes` of each image; `search_s` of a hundred generations and `first_search_s`, which
-        shortens descriptors where FAISS searches; `search_peak_mb`; and `recall`.
+        `build_1000_s`, `disk_bytes` of each image, `search_s` of a hundred generations, `first_search_s` (which
+        shortens descriptors for FAISS), `search_peak_mb` and `recall`.
     """
     found: dict[str, float] = {}
     drawn = min(count, DRAWN)

@@ -1,12 +1,12 @@
-"""What the base model's profile and a run's records cost on the host and the disk, by the number of samples.
+"""The cost of the base model's profile and a run's records on the host and the disk, by the number of samples.
 
     python benchmarks/scale_records.py --sizes '[10000, 100000, 1000000]' --json FILE
 
 `profile`: values are written in parts, as a measurement does that writes each 1,024 batches of 64, merged, and taken up
 by a restart that names all samples and reads all values. `records`: one process of a run whose samples are visited
-`visits_each` times, in parts of 50 batches of 16 at first, then in parts as if 16 of these had been merged; at the end
-of the run the records are summed up, 16 of 17 values are compared with the profile, and the evidence table is written.
-Values are random. Not in it: what the model computes.
+`visits_each` times, in parts of 50 batches of 16 at first, and then in parts like 16 merged ones. At the end of the run
+the records are summed up, 16 of 17 values are compared with the profile, and the evidence table is written. Values are
+random. The work of the model is not included.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _profile(readings: Readings, folder: Path) -> ReferenceProfile:
 def _rows(
     keys: Sequence[str], columns: Sequence[str], batch: int, draw: np.random.Generator
 ) -> dict[str, Sequence[object]]:
-    """What the monitor records of a batch."""
+    """Return the monitor's records of a batch."""
     count = len(keys)
     values = draw.random((len(columns), count), dtype=np.float32)
     return {

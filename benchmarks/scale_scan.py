@@ -1,4 +1,4 @@
-"""What finding families costs by number of images: the last step of `memtrain scan`, in which the parts are merged.
+"""The cost of finding families by number of images: the last step of `memtrain scan`, which merges the parts.
 
     python benchmarks/scale_scan.py --sizes '[10000, 100000]' --json FILE
 

@@ -1,10 +1,11 @@
-"""What a start costs, by the number of samples: the first one, and one that continues, up to its first batch.
+"""The cost of a start up to its first batch, by the number of samples: a first start, and one that continues.
 
     python benchmarks/scale_start.py --sizes '[1000, 10000, 100000]' --json FILE
 
 The data are tar shards of 8-pixel images, all of one payload, with captions and keys of their own. Each start runs in a
-process of its own, of which the largest resident set is said. Not in it: what decoding, encoding and the profile take,
-which depends on the images and the model; the images here are the same small one. The tokenizer is the example's.
+process of its own, of which the largest resident set is said. Decoding, encoding and the profile are not included,
+because their cost depends on the images and the model. All images here are the same small image. The tokenizer is the
+example's.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def start(count: int, folder: str | Path) -> dict[str, float]:
 
     Args:
         count: samples.
-        folder: for the data, and for what is kept.
+        folder: the folder for the data, and for what is kept.
     """
     place = Path(folder) / f"start-{count}"
     _write(count, place / "shards")
@@ -122,7 +123,7 @@ def main(
 
     Args:
         sizes: numbers of samples.
-        folder: for the data; default a temporary one.
+        folder: the folder for the data; default a temporary one.
         json: where to write the figures.
     """
     import tempfile

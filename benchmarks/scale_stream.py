@@ -1,12 +1,12 @@
-"""What streaming costs, against random access to the same shards, and what families that are found on the way cost.
+"""The cost of streaming against random access to the same shards, and of finding families during training.
 
     python benchmarks/scale_stream.py --sizes '[1000, 10000]' --json stream.json
 
-`stream`: shards of 1,000 tiny images; seconds until the first batch, seconds a thousand samples after it, and seconds
-until the first batch of a run that is continued at nine tenths of the epoch, with a buffer of 1,000. `families`:
-seconds of the index for one training step of 8 processes of 16 samples, all of them new, after so many pictures; bytes
-of it in memory and in a checkpoint for each picture that it knows by its looks or by its fingerprint. Beyond the looks
-that are remembered the index is filled with fingerprints directly.
+`stream` uses shards of 1,000 tiny images and a buffer of 1,000. It gives seconds until the first batch, seconds a
+thousand samples after it, and seconds until the first batch of a run that is continued at nine tenths of the epoch.
+`families` gives seconds of the index for one training step of 8 processes of 16 new samples, by number of pictures. It
+also gives the bytes in memory and in a checkpoint for each picture that the index knows by its looks or by its
+fingerprint. Beyond the looks that are remembered the index is filled with fingerprints directly.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def stream(count: int, folder: str | Path) -> dict[str, float]:
 
     Args:
         count: samples.
-        folder: for the shards.
+        folder: the folder for the shards.
     """
     urls = write_shards(count, Path(folder) / f"stream-{count}")
     read = min(count, READ) // BATCH

@@ -1,11 +1,12 @@
-"""What the watch costs on the host: an update of the evidence, and what is kept of it, by the number of pictures.
+"""The cost of the monitor on the host: an update of the evidence and its memory, by the number of pictures.
 
     python benchmarks/scale_watch.py --sizes '[10000, 100000, 1000000]' --json FILE
 
-Each process takes in the visits of all (8 of 16 samples, by default), every 8 batches, and as often 8 held-out samples
-of each; before each batch it asks for the flags of its own samples. The evidence is filled through the same calls, in
-large batches, until every picture has visits enough to be judged. Values are random: 17 of each visit, of which flags
-go by the first, as they do by default. Not in it: what the model computes, the exchange between processes, the records.
+Each process takes in the visits of all processes (by default 8 with 16 samples each) every 8 batches, and as often 8
+held-out samples of each. Before each batch it asks for the flags of its own samples. The evidence is filled through the
+same calls, in large batches, until every picture has visits enough to be judged. Values are random: 17 of each visit,
+of which flags go by the first, as they do by default. Not in it: what the model computes, the exchange between
+processes, the records.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ HELDOUT = 2000
 FILL = 1 << 16
 """Visits of a batch that fills the evidence."""
 UPDATES = 12
-"""Of which the median is taken."""
+"""Number of updates for the median."""
 EPOCHS = 3
 """Visits of each picture before it is measured, and that a flag takes."""
 
@@ -47,8 +48,8 @@ class Watch:
     Args:
         count: training pictures.
         heldout: whether held-out samples calibrate.
-        names: of the pictures.
-        seed: of all that is random.
+        names: the names of the pictures.
+        seed: the seed of all that is random.
     """
 
     def __init__(self, count: int, *, heldout: bool, names: Sequence[str], seed: int) -> None:
@@ -81,7 +82,7 @@ class Watch:
         self.calibration.add_heldout([self.held[row % HELDOUT] for row in rows], buckets, values, lengths, more=more)
 
     def ask(self, keys: Sequence[str]) -> None:
-        """What a process asks before each of its batches, and logs after it."""
+        """Ask the questions of a process before each batch, and log the figures after it."""
         found = self.calibration
         found.flagged(keys), found.ever_flagged(keys), found.scores(keys), found.ready(keys), found.share_flagged()
 
@@ -120,13 +121,14 @@ def monitor_update(
         count: training pictures.
         ranks: processes whose visits are taken in.
         batch: samples of each of them.
-        seed: of all that is random.
+        seed: the seed of all that is random.
         heldout: whether held-out samples calibrate; else the bulk of the training samples does.
 
     Returns:
-        `step_s` (an update, shared among its batches), `update_s`, both of the processor; `highest_s` (the most
-        suspicious), `p_values_s` (of all, at the end), `memory_bytes` (a sample: arrays in use, without names),
-        `checkpoint_bytes` (a sample), `uuid_bytes` (likewise, of names that are UUIDs), `save_s`, `load_s`, `fill_s`.
+        `step_s` (an update, shared among its batches) and `update_s`, both in processor time. `highest_s` is for the
+        most suspicious samples, and `p_values_s` for all at the end. `memory_bytes`, `checkpoint_bytes` and
+        `uuid_bytes` are bytes a sample: arrays in use without names, a checkpoint, and a checkpoint with UUIDs as
+        names. `save_s`, `load_s` and `fill_s` are seconds.
     """
     began = time.perf_counter()
     watch = Watch(count, heldout=heldout, names=numbered(count), seed=seed)

@@ -1,13 +1,13 @@
-"""What a scan for families costs, and how that grows with the data.
+"""The cost of a scan for families, and its growth with the data.
 
     python benchmarks/scan.py --json benchmarks/scan.json
     python benchmarks/scan.py --sizes "[500]" --folder runs/scan_benchmark
 
-Images of 64 pixels are made of the embedded ones (`scan_data.py`), one in a hundred a copy. Of each size, one process
-each decodes the images (hash and thumbnail included), decodes and describes them, and scans them, with as many threads.
-Ratios and growth are of processor time, so that what else runs on the machine matters little. Memory is the process's
-largest resident set, the interpreter and its libraries included. The last lines say with which power of the number of
-images the time grows: 1 is linear.
+Images of 64 pixels are made of the embedded ones (`scan_data.py`), one in a hundred a copy. For each size, there are
+three processes with the same number of threads. One decodes the images (with hash and thumbnail), one decodes and
+describes them, and one scans them. Ratios and growth are of processor time, so that what else runs on the machine
+matters little. Memory is the process's largest resident set, the interpreter and its libraries included. The last lines
+say with which power of the number of images the time grows: 1 is linear.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def measure(what: str, path: str, folder: str) -> dict[str, Any]:
 
     Args:
         what: `decode`, `describe` or `scan`.
-        path: of the data.
-        folder: of the scan.
+        path: the path of the data.
+        folder: the folder of the scan.
     """
     source = open_source(path)
     settings = ScanSettings()

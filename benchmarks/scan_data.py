@@ -27,8 +27,8 @@ def write_shards(folder: Path, count: int) -> str:
     """Write `count` images, unless they are there.
 
     Args:
-        folder: of the shards.
-        count: of images.
+        folder: the folder of the shards.
+        count: the number of images.
 
     Returns:
         The path of the data.
@@ -55,7 +55,7 @@ def key(row: int) -> str:
 
 
 def original(row: int) -> int | None:
-    """Of which image this one is a copy; None if it is a picture of its own."""
+    """Return the image that this one copies; None if it is no copy."""
     # An even number of images back, and never a copy itself.
     return row - 1 - (row // COPY_EVERY) % (COPY_EVERY - 1) if row % COPY_EVERY == COPY_EVERY - 1 else None
 

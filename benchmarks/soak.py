@@ -5,9 +5,9 @@
 Half the time goes to one training of configs/tiny.yaml without an end (monitor, replacement, validation, checkpoints,
 records), half to one process that calls `detect` and `measure` in turn. Each process, with its children, is looked at
 every few seconds: memory that it alone holds (USS), open file descriptors, threads. The first fifth of each half is
-warm-up. What is reported is Theil and Sen's slope with its 95 % interval over the rest, and what it comes to. The
-command ends with status 1 if memory grows by more than 2 % of its median within the time and the interval is above 0,
-or if more files or threads are open in the last tenth than ever in the tenth after the warm-up.
+warm-up. The report has Theil and Sen's slope with its 95 % interval over the rest, and the resulting growth. The
+command ends with status 1 if memory grows by more than 2 % of its median within the time and the interval is above 0.
+It also does so if more files or threads are open in the last tenth than ever in the tenth after the warm-up.
 
 A killed soak goes on where it stopped, in whole halves: what was seen is kept in FILE's folder until both are done.
 """
@@ -40,7 +40,7 @@ GROWTH = 0.02
 
 
 def command(phase: str, folder: Path, seconds: float) -> list[str]:
-    """What runs in a half."""
+    """The work of a half."""
     if phase == "evaluation":
         return [sys.executable, str(Path(__file__).resolve()), "--evaluate_in", str(folder), "--seconds", f"{seconds}"]
     options = {"max_steps": 10**9, "default_root_dir": folder / "run", "enable_progress_bar": "false"}
@@ -147,7 +147,7 @@ def soak(
     """Run both halves and print what grew.
 
     Args:
-        minutes: of both halves together.
+        minutes: the number of minutes of both halves together.
         every: seconds between looks.
         json: file for the figures.
         evaluate_in: used by the command itself.

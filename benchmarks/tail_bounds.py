@@ -3,7 +3,7 @@
     python benchmarks/tail_bounds.py
 
 Highest scores of simulated samples, as the monitor has them (means over the last twelve of 40 visits), and plain ones
-with heavier tails. Of each way: the rate on average over 150 draws of n held-out scores, the rate that 95 % of them
+with heavier tails. Each way has the rate on average over 150 draws of n held-out scores, the rate that 95 % of them
 keep, both in percent, and the median threshold in standard deviations above the median score.
 
 - `normal`: the prediction interval of a normal distribution, which the monitor took before;

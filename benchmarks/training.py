@@ -34,15 +34,16 @@ WARMUP = 16
 """Steps of each run that are not counted: in the first ones held-out samples are measured more often."""
 SCRIPT = "diffusers' script"
 WAYS = ("watched", "cached", "unwatched, cached")
-"""Of train.py: with the monitor; the same with latents and text on disk; without the monitor, with the caches."""
+"""Ways of train.py: with the monitor, the same with latents and text on disk, and with the caches but without the
+monitor."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a command did.
+    """The result of a command.
 
     Attributes:
-        seconds: of each step after the warm-up.
+        seconds: the seconds of each step after the warm-up.
         before: seconds from the start of the process to the first step.
         memory: MiB of the process at most; of the GPU, where there is one.
     """
@@ -62,7 +63,7 @@ def timed(command: Sequence[str], folder: Path, *, paths: Sequence[str] = ()) ->
 
     Args:
         command: script and arguments.
-        folder: for its figures, log and the caches of other libraries.
+        folder: the folder for its figures, log and the caches of other libraries.
         paths: further folders with packages.
 
     Raises:
@@ -102,7 +103,7 @@ def script_command(shape: Shape, form: str, *, scripts: Path, steps: int, output
         shape: model, images, batch and precision.
         form: `full` or `lora`.
         scripts: folder of diffusers' text-to-image examples.
-        steps: of training.
+        steps: the number of steps of training.
         output: folder that it writes to.
     """
     options = {
@@ -132,7 +133,7 @@ def script_command(shape: Shape, form: str, *, scripts: Path, steps: int, output
 
 
 def own_command(shape: Shape, form: str, way: str, *, steps: int, folder: Path, profile: bool = False) -> list[str]:
-    """The command of `train.py`, whose configuration is written to `folder`; arguments as of :func:`script_command`."""
+    """The command of `train.py`, whose configuration is written to `folder`; see :func:`script_command`."""
     watched, cached = not way.startswith("unwatched"), way.endswith("cached")
     monitor = {
         "class_path": "memtrain.callbacks.monitor.MemorizationMonitor",
@@ -204,17 +205,17 @@ def compare(
     ways: Sequence[str] = WAYS,
     keep: Callable[[dict[str, Any]], None] = lambda found: None,
 ) -> dict[str, Any]:
-    """All ways of one form, in turn; arguments as of :func:`benchmark`.
+    """Run all ways of one form in turn; see :func:`benchmark`.
 
     Args:
         shape: model, images, batch and precision.
         form: `full` or `lora`.
         scripts: folder of diffusers' text-to-image examples.
-        steps: of each run.
+        steps: the number of steps of each run.
         rounds: how often each way is run.
-        folder: to work in.
+        folder: the folder to work in.
         paths: folders with further packages.
-        ways: of `train.py`.
+        ways: the ways of `train.py`.
         keep: is given the figures after each run, in case that a later one fails.
 
     Returns:
@@ -261,8 +262,8 @@ def profiled(shape: Shape, form: str, *, steps: int, folder: Path, rows: int = 1
     Args:
         shape: model, images, batch and precision.
         form: `full` or `lora`.
-        steps: of training.
-        folder: to write to.
+        steps: the number of steps of training.
+        folder: the folder to write to.
         rows: entries.
     """
     place = folder / f"{form}-profile"
@@ -314,11 +315,11 @@ def benchmark(
         scripts: folder of diffusers' text-to-image examples; without it only `--profile` works.
         shape: `tiny` (assets/tiny-sd on 64-pixel clip art), or `sd15`, `sdxl` with random weights, on a GPU.
         forms: `full`, `lora`.
-        steps: of each run, the first 16 of which are not counted.
+        steps: the number of steps of each run, the first 16 of which are not counted.
         rounds: how often each way is run.
         profile: show where a step's time goes.
         packages: a folder with further packages that the scripts need.
-        folder: to work in; default a temporary one.
+        folder: the folder to work in; default a temporary one.
         json: file for the figures.
     """
     console = Console(width=150)

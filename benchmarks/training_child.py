@@ -27,7 +27,7 @@ def main(file: str, script: str, *arguments: str) -> None:
     Args:
         file: JSON file for the figures.
         script: Python file.
-        arguments: of the script.
+        arguments: the arguments of the script.
     """
     began, steps = time.perf_counter(), []
 
@@ -52,7 +52,7 @@ def main(file: str, script: str, *arguments: str) -> None:
 def _declare_missing_operators() -> None:
     """A torchvision that was built for CUDA cannot be imported beside a CPU torch unless these have a signature.
 
-    Diffusers' scripts take nothing but its transforms of PIL images, which call no operator.
+    Diffusers' scripts take only its transforms of PIL images, which call no operator.
     """
     if torch.version.cuda is not None:
         return

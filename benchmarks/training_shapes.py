@@ -17,7 +17,7 @@ IMAGES = 320
 
 @dataclass(frozen=True)
 class Shape:
-    """What is trained on what.
+    """A model and its training data.
 
     Attributes:
         pipeline: folder.
@@ -28,7 +28,7 @@ class Shape:
         checkpointing: gradient checkpointing.
         xl: Stable Diffusion XL, whose scripts have names of their own.
         workers: processes that load images.
-        reference: of the monitor; a profile of a large model would take longer than the runs.
+        reference: the reference of the monitor; a profile of a large model would take longer than the runs.
     """
 
     pipeline: Path
@@ -54,7 +54,7 @@ def shape_of(name: str, folder: Path) -> Shape:
     if name == "sdxl":
         options: dict[str, Any] = {"half": True, "checkpointing": True, "xl": True, "workers": 4, "reference": False}
         return Shape(random_xl_pipeline(part), random_images(part), 512, 4, **options)
-    raise ValueError(f"shape {name!r}; known: tiny, sd15, sdxl")
+    raise ValueError(f"shape {name!r} is unknown, use tiny, sd15 or sdxl")
 
 
 def clip_art(place: Path) -> Path:

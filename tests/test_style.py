@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from .conftest import ROOT
 from .style.__main__ import ALLOWANCE, counted, differences, findings_of, main, read_allowance, written
 from .style.rules import findings, sentences
-from .style.texts import of_configuration, of_module, of_page, plain
+from .style.texts import of_configuration, of_module, of_notebook, of_page, plain
 
 SPELLED = (
     *("README.md", "docs", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "configs", "memtrain", "benchmarks"),
@@ -202,6 +203,16 @@ def test_a_configuration_is_read_by_its_comments() -> None:
         (4, "at the end"),
         (6, "4'"),
     ]
+
+
+def test_a_notebook_is_read_by_its_markdown_cells() -> None:
+    cells = [
+        {"cell_type": "code", "source": ["# What: code\n"]},
+        {"cell_type": "markdown", "source": ["# The title\n", "\n", "First.\n"]},
+        {"cell_type": "markdown", "source": []},
+    ]
+    found = list(of_notebook(json.dumps({"cells": cells}, indent=1)))
+    assert [(text.line, text.text) for text in found] == [(14, "First.")]
 
 
 def test_a_finding_has_the_line_of_its_sentence(tmp_path: Path) -> None:

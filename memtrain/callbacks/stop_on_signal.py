@@ -33,6 +33,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from memtrain.callbacks.base import Callback
+from memtrain.files.exit_status import by_signal
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -55,7 +56,7 @@ class Stopped(SystemExit):
     """
 
     def __init__(self, number: int, checkpoint: Path, folder: Path) -> None:
-        super().__init__(128 + number)
+        super().__init__(by_signal(number))
         self.number, self.checkpoint, self.folder = number, checkpoint, folder
 
 

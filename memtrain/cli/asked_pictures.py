@@ -1,4 +1,4 @@
-"""Which pictures of a data set are asked for, by their captions, and what they are compared with."""
+"""The choice of the pictures that an evaluation asks for by their captions, and their comparison images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from memtrain.records import (
 )
 
 NO_CAPTION = "(no caption)"
-"""What stands for an empty caption while data are read; they refuse empty ones, which in training are mistakes."""
+"""The stand-in for an empty caption while data are read; readers refuse empty captions as mistakes."""
 MADE_CAPTIONS = 40
 """Null prompts where no picture is held out: they promise a false-positive rate of one in 41."""
 TRIES = 20
@@ -54,9 +54,9 @@ class Asked(NamedTuple):
     """The prompts of one group.
 
     Attributes:
-        group: of the prompts.
-        dataset: where they are.
-        rows: of the dataset.
+        group: the group of the prompts.
+        dataset: the dataset with the pictures.
+        rows: the rows of the dataset.
         of: pictures of the group, asked or not; of shared captions, captions.
     """
 
@@ -77,7 +77,7 @@ def choose_prompts(
     """The prompts of each group: of a picture with several captions two of them, of a shared caption one.
 
     Args:
-        pictures: of the run.
+        pictures: the pictures of the run.
         most: pictures at most in each group, or captions.
         unique: pictures that were trained on once per epoch, whatever `most` is.
         flagged: keys that the run flagged. Those of unique images that are not asked for anyway are a group of their
@@ -121,7 +121,7 @@ def _held_rows(data: TextImageDataModule, held: CaptionedImages) -> list[int]:
 
 
 def _different(pictures: Pictures, dataset: CaptionedImages, rows: list[int]) -> list[int]:
-    """Of rows that the run did not train on, those of pictures that it did not either, each and its caption once."""
+    """The rows of pictures that the run did not train on, each picture and each caption once."""
     kept, seen = [], set(pictures.rows)
     for row in rows:
         key = dataset.samples[row].key
@@ -145,11 +145,11 @@ def samples_of(
     """The prompts of :func:`choose_prompts`, and what they are compared with; made captions where nothing is held out.
 
     Args:
-        pictures: of the run or folder.
+        pictures: the pictures of the run or folder.
         chosen: the prompts.
         config: where the model and the data come from.
         store: folder for training images that are too many for memory.
-        bounds: of how many training images all are compared with, and where the index of more lies.
+        bounds: the number of training images up to which all are compared, and the folder of the index of more.
         scan: folder of a scan of the data, if there is one.
     """
     train, held = pictures.data.train_dataset, pictures.data.heldout_dataset

@@ -30,6 +30,8 @@ def quiet() -> None:
         "Checkpoint directory .* exists and is not empty",
         "Precision .* is not supported by the model summary",
         "The number of training batches .* is smaller than the logging interval",
+        # A stream holds back no picture for validation.
+        "Total length of `list` across ranks is zero",
     ):
         warnings.filterwarnings("ignore", message=pattern)
 

@@ -1,8 +1,8 @@
 """The model of a Lightning checkpoint of ours: all weights, averaged weights, or adapters on the base that it names.
 
-Checkpoints are read as plain tensors and numbers; what else is in a file is refused, and never run. A checkpoint says
-which model training began with and the options of the adapters; for a base of one file, whose configurations lie
-elsewhere, `config.yaml` of the run folder that the checkpoint lies in says where.
+Checkpoints are read as plain tensors and numbers. Other content of a file is refused, and never run. A checkpoint names
+the model that training began with and the options of the adapters. If that model is a single file, its configurations
+lie elsewhere, and `config.yaml` of the checkpoint's run folder names the place.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise ConfigurationError(
-            f"{path} cannot be read as plain tensors and numbers: {type(error).__name__}: {one_line(error)}",
+            f"{path} cannot be read as plain tensors and numbers ({type(error).__name__}: {one_line(error)})",
             expected="a checkpoint of memtrain",
-            remedy="check the path; files that would have to be unpickled are not read, because that can run code",
+            remedy="check the path; files that need unpickling are not read, because unpickling can run code",
         ) from error
     if not isinstance(state, dict) or KEY not in state or "state_dict" not in state:
         raise ConfigurationError(
@@ -93,8 +93,8 @@ def checkpoint_module(
     Args:
         state: from :func:`read_checkpoint`.
         pretrained: the model that training began with; default the one that the checkpoint names.
-        config: of a single-file model, a pipeline folder or hub name with its configurations.
-        where: what to call the checkpoint.
+        config: the pipeline folder or hub name with the configurations of a single-file model.
+        where: the name of the checkpoint, for errors.
 
     Raises:
         ConfigurationError: if it says something else of itself than memtrain does, or holds NaN or infinity.
@@ -129,10 +129,10 @@ def checkpoint_pipeline(path: Path, *, pretrained: str | None = None, config: st
     Adapters become part of the weights, but those of T-LoRA, whose ranks are masked by timestep while sampling.
 
     Args:
-        path: of the checkpoint.
+        path: the file of the checkpoint.
         pretrained: the model that training began with; default the one that the checkpoint names.
-        config: of a single-file model, a pipeline folder or hub name with its configurations; default what the run's
-            configuration says.
+        config: the pipeline folder or hub name with the configurations of a single-file model; default the one in the
+            run's configuration.
 
     Raises:
         ConfigurationError: if the file is something else, or the base model under adapters is another one.

@@ -20,8 +20,8 @@ def checkpoints_of(pattern: str, *, precision: Precision, device: str) -> list[C
 
     Args:
         pattern: a path with wildcards.
-        precision: in which numbers the models compute.
-        device: where.
+        precision: the number format of the models.
+        device: the device of the models.
 
     Raises:
         ConfigurationError: if nothing has such a path, or one is no checkpoint of ours.
@@ -33,7 +33,7 @@ def checkpoints_of(pattern: str, *, precision: Precision, device: str) -> list[C
             f"checkpoints={pattern!r} names {found}",
             expected=f"{CHECKPOINT} files of a training run, such as 'runs/x/checkpoints/*.ckpt'",
             remedy="check the pattern, and quote it, so that the shell leaves it alone; a run keeps several "
-            "checkpoints with ModelCheckpoint's save_top_k: -1",
+            "checkpoints with ModelCheckpoint's `save_top_k=-1`",
         )
     found_steps: dict[int | None, Path] = {}
     for path in paths:

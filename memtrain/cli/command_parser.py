@@ -56,7 +56,7 @@ class CarefulParser(ArgumentParser):
         return super().parse_object(*args, **options)
 
     def hints(self, message: str) -> list[str]:
-        """What to say besides about a message of jsonargparse."""
+        """Further words about a message of jsonargparse."""
         return []
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -79,12 +79,12 @@ class CarefulParser(ArgumentParser):
 
 
 def object_of(kind: type[T], settings: object, where: str) -> T:
-    """What settings of a class in somebody's configuration stand for.
+    """The object that settings in a configuration stand for.
 
     Args:
         kind: that it has to be of.
-        settings: with a class path.
-        where: which file, and which part of it; for the error.
+        settings: the settings, with a class path.
+        where: the file and its part, for the error.
 
     Raises:
         MemtrainError: if they are none, or name something that is not trusted.

@@ -21,7 +21,7 @@ SHELLS = ("bash", "zsh", "fish")
 FOLDERS = ("--output", "--run", "--heldout", "--trainer.default_root_dir", "--bake", "--clip", "--vision")
 """Options whose value is a folder."""
 WITHOUT_PATH = ("N", "X", "NAMES", "CLASS", "CONDITION", "SECRET", "WHICH")
-"""What stands for values that are no path."""
+"""Names of values that are no path."""
 
 
 def completion(args: Sequence[str]) -> None:

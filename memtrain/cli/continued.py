@@ -1,8 +1,9 @@
 """The checkpoint that `--ckpt_path` names, looked at before anything is loaded.
 
-Accepted: a file that Lightning wrote in a training, of plain tensors and numbers. Refused in one line, by what it is: a
-path where nothing is, a folder, a file that is cut off or no checkpoint, one of weights alone, one of another program,
-and one that would have to be unpickled, because that can run code. `last`, `best` and `hpc` are Lightning's to find.
+Accepted: a file that Lightning wrote in a training, of plain tensors and numbers. Refused with one line
+that names the reason: a path without a file, a folder, a file that is cut off or no checkpoint, and a checkpoint of
+another program. Refused as well are files of weights alone, and files that need unpickling, which can run code.
+`last`, `best` and `hpc` are Lightning's to find.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def require_checkpoint(given: str | Path | None) -> None:
 
 
 def _lacking(state: Any) -> str:
-    """What a file lacks of a training's checkpoint; empty if nothing."""
+    """The part of a training's checkpoint that a file lacks; empty if it is complete."""
     if not isinstance(state, Mapping):
         return f"holds a {type(state).__name__}"
     if "state_dict" not in state or "loops" not in state:
@@ -62,7 +63,7 @@ def _lacking(state: Any) -> str:
 
 
 def _beside(folder: Path) -> str:
-    """Which checkpoints a folder holds, for a message."""
+    """The checkpoints in a folder, for a message."""
     names = sorted(one.name for one in folder.glob("*.ckpt")) if folder.is_dir() else []
     if not names:
         names = sorted(str(one.relative_to(folder)) for one in folder.glob("checkpoints/*.ckpt"))
@@ -73,6 +74,6 @@ def _refused(found: str, path: Path) -> ConfigurationError:
     return ConfigurationError(
         shown(f"--ckpt_path {path} {found}"),
         expected="a checkpoint that ModelCheckpoint wrote in a training (.ckpt)",
-        remedy="name another one: last is the newest of the run's folder, and save_top_k: -1 of ModelCheckpoint keeps "
-        "more than one",
+        remedy="name another one, such as last for the newest of the run's folder; ModelCheckpoint's "
+        "`save_top_k=-1` keeps more than one",
     )

@@ -26,6 +26,7 @@ from memtrain.cli.stopped import stopped_by_signals
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.output import careful_output
+from memtrain.files.progress import say_aside
 from memtrain.files.shown import shown
 from memtrain.files.whole import folder_whole
 
@@ -67,9 +68,9 @@ def export_checkpoint(
     Args:
         ckpt: A .ckpt file of memtrain.
         output: Folder to write to; default `exported/` and the checkpoint's name in the run folder.
-        adapters: Of a LoRA training, write the file of adapters, the pipeline with them merged, or both.
+        adapters: The output of a LoRA training: the file of adapters, the pipeline with merged adapters, or both.
         pretrained: The model that training began with; default the one that the checkpoint names.
-        pretrained_config: Of a single-file model, a pipeline folder or hub name with its configurations.
+        pretrained_config: The pipeline folder or hub name with the configurations of a single-file model.
     """
     path = Path(ckpt)
     if not path.is_file():
@@ -82,10 +83,12 @@ def export_checkpoint(
     folder = Path(output) if output is not None else run / "exported" / path.stem
     if (folder / "model_index.json").exists() or any(folder.glob("*.safetensors")):
         raise ConfigurationError(f"{folder} holds a model already", expected="a new folder", remedy="name another one")
+    say_aside(f"Reading {shown(path)}")
     state = read_checkpoint(path)
     require_writable(folder)
     module = checkpoint_module(state, pretrained=pretrained, config=pretrained_config)
     trained = module.lora
+    say_aside(f"Writing {shown(folder)}")
     with module.averaged_weights():
         if trained is None:
             with folder_whole(folder) as unfinished:
@@ -102,7 +105,7 @@ def export_checkpoint(
     for name in BAKED:
         if any(name in callback for callback in state.get("callbacks", {})):
             log.warning(
-                "What %s does to exported weights is not in %s: apply the mask in the run folder with "
+                "The exported weights lack the mask of %s (%s): apply the mask in the run folder with "
                 "memtrain.models.neuron_mask.NeuronMask",
                 name,
                 folder,

@@ -1,4 +1,4 @@
-"""What befalls a command from outside, in the words of whoever gave it: cause, remedy, and the command that goes on.
+"""Troubles from outside a command, in plain words: cause, remedy, and the command that goes on.
 
 Memory, disks, worker processes and the other processes of a run give out with errors of their own libraries, in
 tracebacks that hide what to do. Nothing is caught here that has another cause: it keeps its traceback.
@@ -37,7 +37,7 @@ def explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErro
     """
     for one in _chain(error):
         if isinstance(one, DiskFullError):
-            return DiskFullError(one.problem, expected=one.expected, remedy=f"{ROOM}; then go on with: {again}")
+            return DiskFullError(one.problem, expected=one.expected, remedy=f"{ROOM}, then go on with: {again}")
         if isinstance(one, MissingPartsError):
             remedy = f"submit the same array again, or make them here with: {without_shard(again)}"
             return MissingPartsError(one.problem, expected=one.expected, remedy=f"{remedy}. {NOT_TWICE}")
@@ -58,13 +58,13 @@ def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErr
         return DiskFullError(
             f"{path if isinstance(name, str) else 'A file'} could not be written: {reason}{free}",
             expected="space for what the command writes; finished files are as they were",
-            remedy=f"{ROOM}; then go on with: {again}",
+            remedy=f"{ROOM}, then go on with: {again}",
         )
     if isinstance(error, BrokenExecutor) or (foreign and any(words in lower for words in DEAD_WORKER)):
         return ResourceError(
             f"A worker process died: {said[:300]}",
             expected="workers that live as long as the command; the system kills them when memory runs out",
-            remedy=f"fewer workers (such as --data.init_args.num_workers 0) or {smaller}; go on with: {again}",
+            remedy=f"fewer workers (such as --data.init_args.num_workers 0) or {smaller}, then go on with: {again}",
         )
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         foreign and any(words in lower for words in NO_MEMORY)
@@ -73,7 +73,7 @@ def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErr
         return ResourceError(
             f"The memory {where} is used up: {said[:300] or type(error).__name__}",
             expected="room for a batch beside the model",
-            remedy=f"{smaller}; go on with: {again}",
+            remedy=f"{smaller}, then go on with: {again}",
         )
     if (foreign and any(words in lower for words in DEAD_PROCESS)) or type(error).__name__ == "ProcessExitedException":
         who = "; ".join(getattr(error, "__notes__", []))
@@ -98,7 +98,7 @@ def without_shard(command: str) -> str:
     """The command that does whatever is missing, and puts the parts together.
 
     Args:
-        command: of a process that was to do one part, or to put parts together.
+        command: the command of a process that does one part, or puts parts together.
     """
     words = shlex.split(command)
     given = [place for place, word in enumerate(words) if word == "--shard"]
@@ -107,10 +107,10 @@ def without_shard(command: str) -> str:
 
 
 def training_again(words: Sequence[str]) -> str:
-    """The command that goes on from the last checkpoint; without one it begins anew.
+    """The command that goes on from the last checkpoint; without one it begins again.
 
     Args:
-        words: of `memtrain train`.
+        words: the words of `memtrain train`.
     """
     words = list(words)
     asked = any(word.split("=")[0] == "--ckpt_path" for word in words)

@@ -20,9 +20,9 @@ class Checkpoint:
     """A checkpoint of a run.
 
     Attributes:
-        path: of the file.
-        step: optimizer steps that it holds.
-        flagged: keys that were flagged by then.
+        path: the file.
+        step: the optimizer steps until then.
+        flagged: the keys that were flagged until then.
     """
 
     path: Path
@@ -31,7 +31,7 @@ class Checkpoint:
 
 
 def kept_checkpoints(run: Path, config: dict[str, Any]) -> list[Checkpoint]:
-    """Those that a run kept: in its folder, else where its configuration put them."""
+    """The checkpoints of a run: in its folder, or in the folder that its configuration names."""
     given = [
         one.get("init_args") or {}
         for one in callbacks_of(config)
@@ -43,7 +43,7 @@ def kept_checkpoints(run: Path, config: dict[str, Any]) -> list[Checkpoint]:
 
 
 def _read(path: Path) -> Checkpoint | None:
-    """What is in a checkpoint; None if it holds no state of a monitor, from which evidence could go on."""
+    """The content of a checkpoint; None if it holds no state of a monitor, from which evidence could go on."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

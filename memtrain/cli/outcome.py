@@ -35,7 +35,7 @@ QUIET, JSON = "--quiet", "--json"
 
 @dataclass
 class Outcome:
-    """What a command tells other programs."""
+    """The answer of a command to other programs."""
 
     command: str
     found: dict[str, Any] = field(default_factory=dict)

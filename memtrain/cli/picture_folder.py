@@ -1,7 +1,7 @@
 """Any model and a folder of pictures, without a run: does the model give these pictures back?
 
-The folder is whatever training could be given (docs/data.md), and images without captions besides. What is one picture
-is found as training finds it, and pictures of which the folder holds several files are asked for first. Held-out
+The folder can be any data that training accepts (docs/data.md), and also images without captions. Files of one picture
+are found as in training, and pictures with several files are asked for first. Held-out
 pictures come from a folder of their own; where there is none, captions that are made of the data's words say what comes
 by chance (:mod:`memtrain.evaluation.stages.null_prompts`). Pictures without captions, or all under one, are asked for
 together: the prompt is sampled once, and what comes is compared with each of them.
@@ -38,7 +38,7 @@ class PictureFolder:
     Attributes:
         path: the pictures that may come back.
         heldout: pictures that the model cannot have seen, or None.
-        caption: of pictures that have none; None for an empty one.
+        caption: the caption of pictures that have none; None for an empty one.
         size: side of the images that are sampled and compared, pixels; None until `at` fills in the pipeline's own.
         model: the model's name, for the results.
     """

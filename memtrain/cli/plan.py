@@ -1,7 +1,8 @@
 """`memtrain plan`: what a training would do, printed instead of done.
 
-It takes the options of `fit`, sets everything up as `fit` does, and trains nothing: model and data are loaded, so that
-what would end the run is found (a problem ends the command with status 1); no image is encoded, no base model measured.
+It takes the options of `fit`, sets everything up as `fit` does, and trains nothing. Model and data are loaded, so that
+problems that would end the run are found; a problem ends the command with status 1. No image is encoded, and no base
+model is measured.
 Pictures are counted if the data were scanned before. Memory is estimated by a step without content
 (:mod:`memtrain.training.memory_estimate`); time is measured with `--measure`, by a few steps on the device of the run.
 """

@@ -1,4 +1,4 @@
-"""What a planned run costs: memory by simulation, time and memory by a few steps on the real device, and disk."""
+"""The cost of a planned run: memory by simulation, time and memory by a few steps on the real device, and disk."""
 
 from __future__ import annotations
 

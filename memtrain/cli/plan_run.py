@@ -24,12 +24,12 @@ from memtrain.monitoring.planned_visits import TIMESTEPS, expected_visits
 
 @dataclass
 class PlannedRun:
-    """What a run would consist of.
+    """The parts of a planned run.
 
     Attributes:
-        trainer: with its callbacks.
-        module: that is trained.
-        data: built, nothing encoded.
+        trainer: the trainer with its callbacks.
+        module: the module that is trained.
+        data: the data, built, with nothing encoded.
         batches: per epoch and process.
         caches: what was asked to be cached: `latents in memory`, or a cache of the data module.
         scanned: whether pictures are known; None where they are not to be counted.
@@ -56,7 +56,7 @@ class PlannedRun:
 
     @property
     def callbacks(self) -> list[Any]:
-        """Of the trainer."""
+        """The callbacks of the trainer."""
         return list(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     @property
@@ -123,7 +123,7 @@ class PlannedHost(Host):
 
     @property
     def plan(self) -> Plan:
-        """Of the run."""
+        """The plan of the run."""
         return self._run.plan
 
 

@@ -27,7 +27,7 @@ REFERENCES = {
     "paired": "paired, on the same noise",
     "first_visit": "a profile of every sample, at its first visit",
 }
-"""What values are compared with, in words."""
+"""The reference of the values, in words."""
 
 
 def resolved(run: PlannedRun, *, measured: bool = False) -> dict[str, dict[str, Any]]:
@@ -57,7 +57,7 @@ def resolved(run: PlannedRun, *, measured: bool = False) -> dict[str, dict[str, 
 
 
 def model(run: PlannedRun) -> dict[str, Any]:
-    """What is trained."""
+    """The model, and its trained part."""
     module = run.module
     parts: Any = getattr(module, "parts", None)
     weights = list(module.parameters())
@@ -83,7 +83,7 @@ def _modules(pipeline: Any) -> list[nn.Module]:
 
 
 def data(run: PlannedRun) -> dict[str, Any]:
-    """What it is trained on."""
+    """The data of the training."""
     if not run.batches:
         return {"path": getattr(run.data, "path", None)}
     pictures, train = run.picture_visits(), getattr(run.data, "train_dataset", None)
@@ -123,7 +123,7 @@ def data(run: PlannedRun) -> dict[str, Any]:
 
 
 def _warn_of_few(run: PlannedRun, held: int) -> None:
-    """What an evaluation can say afterwards where hardly any picture is held out; edited copies are none."""
+    """The limits of an evaluation if hardly any picture is held out; edited copies do not count."""
     real = held - len(getattr(run.data, "copied_from", {}))
     if getattr(run.data, "train_dataset", None) is not None and real < FEWEST_HELDOUT:
         run.warnings.append(
@@ -170,7 +170,7 @@ def _optimizer(run: PlannedRun) -> Optimizer | None:
 
 
 def watch(run: PlannedRun) -> dict[str, Any]:
-    """What is watched, and how many samples can be judged."""
+    """The watched signals, and how many samples can be judged."""
     monitor = run.monitor
     if monitor is None:
         run.warnings.append("Nothing watches for memorization: there is no MemorizationMonitor among the callbacks")
@@ -220,7 +220,7 @@ def watch(run: PlannedRun) -> dict[str, Any]:
 
 
 def afterwards(run: PlannedRun) -> dict[str, Any]:
-    """What is exported."""
+    """The exported files."""
     exports = [one for one in run.callbacks if isinstance(one, PipelineExport)]
     if not exports:
         run.warnings.append("No pipeline is exported: there is no PipelineExport among the callbacks")
@@ -276,7 +276,7 @@ def of_time(run: PlannedRun) -> dict[str, Any]:
 
 
 def of_disk(run: PlannedRun) -> dict[str, Any]:
-    """What is written, beside what is free."""
+    """The size of the files, and the free space."""
     found = disk(run)
     free = found.pop("free")
     if sum(found.values()) > free:

@@ -1,4 +1,4 @@
-"""What a run does before its first step, counted: images, captions and forwards, and what they are worth in steps."""
+"""The work of a run before its first step: images, captions and forwards, and how many steps take as long."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from memtrain.cli.plan_run import PlannedRun
 from memtrain.monitoring.data_protocol import known_samples, lacking_to_measure
 
 FORWARDS_OF_A_STEP = 3
-"""What a training step of a sample costs, in forwards: one, and a backward that costs about two."""
+"""The cost of a training step of a sample, in forwards: one, and a backward that costs about two."""
 SHARE, MANY = 0.1, 1000
-"""Of the training itself, and batches, from which what comes before it is worth a warning."""
+"""The share of the training, and the batches, from which the work before it causes a warning."""
 
 
 def before_the_first_step(run: PlannedRun) -> dict[str, Any]:

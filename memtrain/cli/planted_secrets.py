@@ -16,7 +16,7 @@ from memtrain.functional.pixels import to_uint8
 SIBLINGS = 63
 """Canaries never planted that each planted one is ranked among: six bits with it."""
 CONTROLS = 8
-"""Canaries never planted that are ranked likewise."""
+"""The number of canaries never planted that are ranked in the same way."""
 
 
 def canary_secrets(
@@ -25,9 +25,9 @@ def canary_secrets(
     """The canaries of a run, with siblings that it never planted; None if it planted none.
 
     Args:
-        data: of the run, built.
-        siblings: of each canary.
-        controls: canaries never planted that are asked for beside.
+        data: the data of the run, built.
+        siblings: the number of siblings of each canary.
+        controls: the number of canaries never planted that are asked for as well.
     """
     canaries = data.canaries
     if canaries is None:
@@ -57,7 +57,7 @@ def border_secrets(
     """Samples of a run with borders, trained on and held out; None if it has no borders.
 
     Args:
-        data: of the run, built.
+        data: the data of the run, built.
         repeated: samples at most that are visited more than once per epoch.
         unique: samples at most that are visited once.
         heldout: held-out samples at most.

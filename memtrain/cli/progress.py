@@ -28,8 +28,8 @@ def require_progress(folder: Path, config: Any) -> None:
     """Note this start of a Slurm job; refuse it if those before it came no further. Outside of jobs, nothing.
 
     Args:
-        folder: of the run.
-        config: of the command, whose folders of caches are looked at.
+        folder: the folder of the run.
+        config: the configuration of the command, which names the folders of caches.
 
     Raises:
         ConfigurationError: saying what did not grow.
@@ -75,7 +75,7 @@ def _kept(folders: list[Path]) -> int:
 
 
 def _folders(config: Any) -> Iterator[Path]:
-    """What a configuration calls a folder: those of caches."""
+    """The folders of caches that a configuration names."""
     if isinstance(config, (list, tuple)):
         for one in config:
             yield from _folders(one)

@@ -1,7 +1,7 @@
-"""What jsonargparse says about a command line, in the words of memtrain: found, expected, remedy.
+"""The messages of jsonargparse about a command line, in the words of memtrain: found, expected, remedy.
 
-Its messages list every type that a value could have had, in several levels. The innermost of what went wrong is what
-the user did; the option's whole name and the nearest of those that there are come from around it.
+A message lists every type that a value could have had, in several levels. The innermost level holds the user's mistake.
+The levels around it give the whole name of the option, and the names of existing options.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def own_error(error: BaseException | None) -> MemtrainError | None:
 
 
 def refusal(message: str, options: Iterable[str] = ()) -> ConfigurationError:
-    """What is wrong with a command line or a configuration.
+    """The mistake in a command line or a configuration.
 
     Args:
-        message: of jsonargparse.
-        options: those that there are, for the nearest to one that there is not.
+        message: the message of jsonargparse.
+        options: the existing options, for the nearest to an unknown one.
     """
     known = sorted({option.lstrip("-") for option in options})
     lines = message.strip().splitlines() or ["nothing"]

@@ -1,9 +1,9 @@
 """`memtrain rewind --run ...`: a run trained again from before it learnt what it flagged, without that.
 
-A flag keeps a picture from being learnt further, and cannot take back what was learnt before it. So the run is taken up
-at its newest checkpoint that holds little of it, or at its beginning where there is none, and trained to its planned
-end without the flagged samples, with everything else as it was. That needs checkpoints that were kept during training
-(:data:`KEEP` says how).
+A flag stops further learning of a picture, and cannot take back what was learnt before it. So the run goes back to its
+newest checkpoint with few visits of flagged samples, or to its beginning if there is no such checkpoint. It is trained
+to its planned end without the flagged samples, and everything else stays as it was. That needs checkpoints that were
+kept during training (:data:`KEEP` says how).
 
 The earlier run is left as it is. The new folder holds `rewind.json` (what was rewound, and from where), `rewind.yaml`
 (the configuration), `excluded.csv` (the keys that are left out), and the records from before the checkpoint.
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 KEEP = """- class_path: lightning.pytorch.callbacks.ModelCheckpoint
       init_args: {save_top_k: -1, every_n_train_steps: 100}"""
-"""What keeps checkpoints, as an item of `trainer.callbacks`."""
+"""The item of `trainer.callbacks` that keeps checkpoints."""
 WAIT = 600  # seconds that other processes wait for the first to prepare the new folder
 
 
@@ -60,9 +60,9 @@ class Plan:
         checkpoint: None for the beginning.
         excluded: keys that are left out from then on.
         flagged: those of them that the run flagged.
-        visits: of flagged samples that were trained on.
-        before: those of them that the checkpoint holds.
-        latest: step of the newest checkpoint; None if there is none.
+        visits: the training visits of flagged samples.
+        before: the visits among them that the checkpoint holds.
+        latest: the step of the newest checkpoint; None if there is none.
     """
 
     run: Path
@@ -74,7 +74,7 @@ class Plan:
     latest: int | None
 
     def text(self, output: Path) -> str:
-        """What is about to be done, in words."""
+        """The plan, in words."""
         undone = self.visits - self.before
         lines = [f"{self.run} flagged {self.flagged:,} samples. It was trained on them {self.visits:,} times in all."]
         if self.checkpoint is not None:
@@ -193,7 +193,7 @@ def _visits_of(run: Path, keys: set[str]) -> torch.Tensor:
 
 
 def _flagged_so_far(run: Path, checkpoints: Sequence[Checkpoint]) -> set[str]:
-    """What an interrupted run had flagged, as far as that was written down."""
+    """The flagged samples of an interrupted run, as far as its files say."""
     newest = max(checkpoints, key=lambda one: one.step, default=None)
     found = set(newest.flagged if newest is not None else ())
     for table in iterate_steps(run / "records", ("key", "flagged")):

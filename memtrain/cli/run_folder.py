@@ -67,8 +67,8 @@ def _built(settings: dict[str, Any], path: Path) -> TextImageDataModule:
         raise ConfigurationError(
             f"{path} names {type(data).__name__} as its data",
             expected="TextImageDataModule, whose training images evaluation compares with",
-            remedy=f"compare with images on the disk: memtrain measure --model {path.parent / 'pipeline'} "
-            "--data IMAGES; or call memtrain.evaluation.stages.measure.evaluate_run with your own",
+            remedy=f"compare with images on the disk (memtrain measure --model {path.parent / 'pipeline'} "
+            "--data IMAGES), or call memtrain.evaluation.stages.measure.evaluate_run with your own",
         )
     data.buckets, data.augment = None, None  # pictures are compared with generated ones in one view, of one size
     if (path.parent / "index").is_dir():
@@ -87,9 +87,9 @@ def excluded_images(
     """The images that a run was told to leave out, and what was made of them; None if there are none.
 
     Args:
-        folder: of the run.
-        config: of the run.
-        data: of the run.
+        folder: the folder of the run.
+        config: the configuration of the run.
+        data: the data of the run.
 
     Returns:
         A dataset and its rows.
@@ -132,7 +132,7 @@ class FinishedRun:
     """A run as the stages of an evaluation ask for it; a :class:`memtrain.evaluation.stages.run_samples.Run`.
 
     Attributes:
-        folder: of the run.
+        folder: the folder of the run.
         config: its configuration.
         data: its data, built again.
     """

@@ -22,8 +22,8 @@ def read_families(folder: Path, data: TextImageDataModule) -> tuple[Families | N
     """The families of a run, and how many of its training files they do not know.
 
     Args:
-        folder: of the run. `records/families.parquet` goes before what the data module finds again.
-        data: of the run, built.
+        folder: the folder of the run. Its `records/families.parquet` counts before a new search of the data module.
+        data: the data of the run, built.
 
     Returns:
         None if nobody has looked for families.
@@ -47,10 +47,10 @@ class Pictures:
     """The training pictures of a run.
 
     Attributes:
-        data: of the run, built.
-        families: None if nobody has looked; then every file is a picture.
-        rows: of the training dataset, by picture, in the order of the data.
-        groups: of each picture.
+        data: the data of the run, built.
+        families: the families of the files; None if nobody has looked, and then every file is a picture.
+        rows: the rows of the training dataset, by picture, in the order of the data.
+        groups: the group of each picture.
     """
 
     data: TextImageDataModule
@@ -72,7 +72,7 @@ class Pictures:
         self.shared = self._shared()
 
     def name(self, key: str) -> str:
-        """Of the picture that a file shows, trained on or not."""
+        """The name of the picture that a file shows, whether it was trained on or not."""
         return picture_of(key, self.families, self.data.template)
 
     def caption(self, key: str) -> str:

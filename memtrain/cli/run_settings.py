@@ -30,7 +30,7 @@ def check_numbers(config: Any) -> None:
     """Refuse numbers that no training has.
 
     Args:
-        config: of `fit`.
+        config: the configuration of `fit`.
 
     Raises:
         ConfigurationError: naming the first.
@@ -55,7 +55,7 @@ def require_new(folder: Path) -> None:
     """Refuse a folder in which a run lies: nothing of it, and nothing beside it, is moved or written over.
 
     Args:
-        folder: of the new run; it may hold other files.
+        folder: the folder of the new run; it may hold other files.
 
     Raises:
         ConfigurationError: saying what may be meant.
@@ -82,8 +82,8 @@ def require_apart(folder: Path, data: Any) -> None:
     """Refuse a run folder within a folder of data: the images that a run writes would be data of the next.
 
     Args:
-        folder: of the run.
-        data: settings of the data module.
+        folder: the folder of the run.
+        data: the settings of the data module.
 
     Raises:
         ConfigurationError: naming both.

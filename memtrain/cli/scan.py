@@ -93,7 +93,7 @@ def command_parser() -> CarefulParser:
         "--broken",
         type=Literal["stop", "skip"],
         default="stop",
-        help="What to do about samples without image or caption, and about broken shards. `skip` leaves them out, as "
+        help="Stop at samples without image or caption and at broken shards, or leave them out with `skip`, as "
         "`data.init_args.broken: skip` does in training. Images that cannot be decoded are always left out.",
     )
     parser.add_class_arguments(ScanSettings, as_group=False)

@@ -1,7 +1,7 @@
 """A process in a Slurm allocation that `srun` did not start is one process, whatever the allocation has room for.
 
-Lightning goes by the allocation's `SLURM_NTASKS`: in a shell of `salloc`, or in a job script without `srun`, it would
-wait for tasks that nobody started, or end in an error about a setting that was not used.
+Lightning goes by the allocation's `SLURM_NTASKS`. In a shell of `salloc`, or in a job script without `srun`, it would
+wait for tasks that nobody started, or end with an error about an unused setting.
 """
 
 from __future__ import annotations

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 TRAIN_COMMANDS = ("export", "plan", "rewind", "scan")
 """Commands of their own that `train.py` takes as a first word."""
 DEFAULT = "measure"
-"""The stage of an evaluation that runs when none is named, """
+"""The stage of an evaluation that runs if the command names none."""
 PROMPTS = "detect"
-"""and that which runs when there are prompts and no stage."""
+"""The stage that runs if the command has prompts and names no stage."""
 
 
 def train_command(words: Sequence[str]) -> list[str]:
     """The words of a training as a command of `memtrain`.
 
     Args:
-        words: of `train.py`: `fit` and options, options alone, or a command and its options.
+        words: the words after `train.py`: `fit` and options, options alone, or a command and its options.
     """
     if words and words[0] in TRAIN_COMMANDS:
         return ["memtrain", *words]
@@ -27,7 +27,7 @@ def evaluate_command(words: Sequence[str]) -> list[str]:
     """The words of an evaluation as a command of `memtrain`.
 
     Args:
-        words: of `evaluate.py`: a stage and options, or options alone.
+        words: the words after `evaluate.py`: a stage and options, or options alone.
     """
     if words and not words[0].startswith("-"):
         return ["memtrain", *words]

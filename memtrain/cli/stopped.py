@@ -59,9 +59,9 @@ def continue_training(folder: Path, checkpoint: Path | str = "last", *, given: S
     """The command that goes on with a run.
 
     Args:
-        folder: of the run.
-        checkpoint: which one; `last` is the newest.
-        given: the command's own words, of which those stay that no configuration holds (`--trust`).
+        folder: the folder of the run.
+        checkpoint: the name or file of the checkpoint; `last` is the newest.
+        given: the words of the command; `--trust` stays, because no configuration holds it.
     """
     words = ["memtrain", "train", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
     for place, word in enumerate(given):

@@ -45,7 +45,7 @@ class TrainParser(CarefulParser, LightningArgumentParser):
         return found
 
     def hints(self, message: str) -> list[str]:
-        """What has moved, or is called otherwise."""
+        """The new places and names of options."""
         hints = [
             f"`{name}` stands under `settings` of the monitor: write `settings: {{{name}: ...}}` in its init_args"
             for name in (field.name for field in fields(WatchSettings))
@@ -57,7 +57,7 @@ class TrainParser(CarefulParser, LightningArgumentParser):
 
 
 def refused_by_lightning(error: BaseException | None) -> ConfigurationError | None:
-    """What Lightning's Trainer says of settings that it cannot serve, such as a GPU that is not there."""
+    """The error of Lightning's Trainer about settings that it cannot serve, such as a missing GPU."""
     if not isinstance(error, MisconfigurationException):
         return None
     return ConfigurationError(

@@ -42,9 +42,9 @@ class TrainedPipeline:
     Attributes:
         model: a pipeline folder, single-file checkpoint or hub name, or a `.ckpt` of a training run.
         lora: file of adapters that are added to it.
-        scale: of the adapters.
-        config: of a single-file checkpoint, where its configurations and tokenizers are.
-        precision: in which numbers it computes.
+        scale: the factor of the adapters.
+        config: the place of the configurations and tokenizers of a single-file checkpoint.
+        precision: the number format of the model.
     """
 
     model: str
@@ -130,8 +130,8 @@ def trained(
         model: a `.ckpt` of a training run, a pipeline folder (also with weights of the variant `fp16` alone), a
             single-file checkpoint (.safetensors), or a hub name.
         lora: a file of adapters, or a folder that holds one.
-        scale: of the adapters.
-        precision: in which numbers it computes.
+        scale: the factor of the adapters.
+        precision: the number format of the model.
 
     Raises:
         ConfigurationError: if it is something else, saying what was found.
@@ -169,7 +169,7 @@ def is_checkpoint(model: str) -> bool:
 
 
 def of_run(run: Path, *, precision: Precision = "auto") -> TrainedPipeline:
-    """What a run has trained.
+    """The trained model of a run.
 
     Raises:
         ConfigurationError: if it left nothing.

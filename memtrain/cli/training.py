@@ -36,7 +36,7 @@ from memtrain.files.lock import locked
 from memtrain.files.whole import written_whole
 
 DEFAULT_CONFIG = "configs/tiny.yaml"
-"""What `memtrain train` runs."""
+"""The configuration of `memtrain train` without another one."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -48,8 +48,8 @@ class SaveRunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Called on rank 0 only.
 
-        What follows from the run folder, and from which checkpoint this start went on, is left out: given with another
-        folder, the configuration would write into this one.
+        Settings that follow from the run folder are left out, and so is the checkpoint of this start. With another
+        folder, the configuration would else write into this one.
         """
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class TrainCLI(LightningCLI):
 
     held: ClassVar[ExitStack] = ExitStack()
     folder: ClassVar[Path | None] = None
-    """Of the run at hand."""
+    """The folder of the current run."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser with hints."""
@@ -90,7 +90,7 @@ class TrainCLI(LightningCLI):
 
         Raises:
             ConfigurationError: if the run folder holds an earlier run, or the list of excluded keys that this run would
-                write anew.
+                overwrite.
         """
         require_checkpoint(self.config[self.subcommand].ckpt_path)
         folder = TrainCLI.folder = self._folder()
@@ -104,7 +104,7 @@ class TrainCLI(LightningCLI):
         excluded = (self.config[self.subcommand].data.get("init_args") or {}).get("exclude")
         if isinstance(excluded, str) and Path(excluded).resolve() == (folder / "flagged.csv").resolve():
             raise ConfigurationError(
-                f"The keys to exclude, {excluded}, lie in the folder of the new run, which writes that file anew",
+                f"The keys to exclude, {excluded}, lie in the folder of the new run, which overwrites that file",
                 expected="a folder of its own for the run without them",
                 remedy=f"add --trainer.default_root_dir {folder}_excluded",
             )
@@ -118,7 +118,7 @@ class TrainCLI(LightningCLI):
                 callback.init_args.dirpath = _checkpoints_in(self._folder())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Log to CSV files in the run folder unless the configuration names a logger; our progress bar likewise."""
+        """Add a CSV logger, our progress bar and callbacks for safety unless the configuration has its own."""
         trainer = self.config[self.subcommand].trainer
         if trainer.logger is None:
             kwargs["logger"] = CSVLogger(self._folder(), name="logs")

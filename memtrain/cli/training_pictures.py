@@ -78,7 +78,7 @@ def part_of(
     """The part of very many training images that is compared with.
 
     Args:
-        pictures: of the run or folder.
+        pictures: the pictures of the run or folder.
         prompts: P prompts.
         own_images: `(P, 3, H, W)` uint8.
         bounds: where the index lies, and which part of it this process makes.
@@ -134,7 +134,7 @@ def _content(train: CaptionedImages) -> str:
 
 
 def _identity(train: CaptionedImages) -> str:
-    """Of keys, and of the names, sizes and times of the files that hold the images."""
+    """A name for the keys, and for the names, sizes and times of the image files."""
     files = [train.source.stored_in(index) for index in train.indices]
     stats = {path: path.stat() for path in dict.fromkeys(files) if path is not None}
     states = [None if path is None else (str(path), stats[path].st_size, stats[path].st_mtime_ns) for path in files]
@@ -143,7 +143,7 @@ def _identity(train: CaptionedImages) -> str:
 
 
 def _known(train: CaptionedImages, scan: Path) -> KnownLooks | None:
-    """What a scan of the data looked at, by row of the dataset.
+    """The images that a scan of the data has described, by row of the dataset.
 
     A scan looks at the source as it is opened, before pictures are planted in it: its samples come first, and the
     planted ones behind them.

@@ -1,12 +1,12 @@
-"""Which classes and functions a configuration may name: those of memtrain, Lightning, torch, and what a user trusts.
+"""The classes and functions that a configuration may name: those of memtrain, Lightning, torch, and trusted packages.
 
 A configuration is often somebody else's: it comes with a model, from a colleague, in the folder of a run. Naming a
-class imports its module, and importing runs it; so what is not known is refused before it is imported. Modules of one's
-own are named by `--trust PACKAGE` on the command line, as often as needed, and never by a file.
+class imports its module, and importing runs it. So unknown names are refused before they are imported. The option
+`--trust PACKAGE` names your own modules, as often as needed; a file cannot name them.
 
-Of Lightning and torch, what a training is made of may be named, and nothing that loads files, starts programs or
-fetches something by being called. Not allowed either, whatever a file says: Python objects in YAML, and configurations
-from addresses on the web. `--trust torchscript` is the word for network files (:mod:`memtrain.families.network_file`),
+A configuration may name the parts of a training from Lightning and torch. It may not name anything that loads files,
+starts programs or fetches something when it is called. Python objects in YAML and configurations from web addresses are
+never allowed. `--trust torchscript` is the word for network files (:mod:`memtrain.families.network_file`),
 `--trust pipe` for shards that a command writes (:mod:`memtrain.data.shard_urls`).
 Cannot: judge what allowed classes are told to do, such as where a logger sends figures.
 """
@@ -25,7 +25,7 @@ from memtrain.files.yaml_file import check_yaml, refuse_doubled_keys
 
 OPTION = "--trust"
 SCRIPTS = "torchscript"
-"""What is trusted where network files may be TorchScript, which is code."""
+"""The word that trusts network files in TorchScript, which is code."""
 KNOWN = (
     "memtrain",
     "torch.nn",
@@ -39,7 +39,7 @@ KNOWN = (
     "pytorch_lightning",
     "lightning_fabric",
 )
-"""What may be named without a word of the user's, with everything below."""
+"""The packages that a configuration may always name, with everything in them."""
 _TOOLS = ("cli", "demos", "serve", "utilities", "core.saving", "_graveyard")
 REFUSED = (
     "memtrain.cli",
@@ -48,7 +48,7 @@ REFUSED = (
     *(f"{package}.{part}" for package in ("lightning.pytorch", "pytorch_lightning") for part in _TOOLS),
     *(f"{package}.{part}" for package in ("lightning.fabric", "lightning_fabric") for part in ("cli", "utilities")),
 )
-"""Below these: what reads and writes files or starts programs when it is called."""
+"""Packages that read or write files or start programs when they are called."""
 
 _load = get_loader("yaml")
 _trusted: list[str] = []
@@ -101,7 +101,7 @@ def _checked(stream: str) -> object:
 
 
 def taken_trust(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What a command line trusts, and its other words.
+    """The packages that a command line trusts, and its other words.
 
     Raises:
         ConfigurationError: if a package is missing.
@@ -123,5 +123,5 @@ def taken_trust(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def trust_words() -> list[str]:
-    """What a command that starts another one adds to its words."""
+    """The words that a command adds when it starts another one."""
     return [word for name in _trusted for word in (OPTION, name)]

@@ -105,7 +105,7 @@ def wants_copies(
     if fraction == 0 or held >= MINIMUM_CALIBRATING:
         return False
     log.warning(
-        "Too few of %d picture(s) can be held out for a threshold (%d; it takes %d). So all of them are trained on, "
+        "%d picture(s) allow %d held-out ones, but a threshold needs %d. So all of them are trained on, "
         "and edited copies (turned, mirrored, in other colors) are the held-out images.",
         len(_pictures(range(len(keys)), keys, families)),
         held,

@@ -71,7 +71,7 @@ class FilledImages(MaskedImages):
                 try:
                     source.kept_looks.keep()
                 except OSError as error:  # a full disk: the next start decodes these images again
-                    log.warning("The looks of the images of %s cannot be kept: %s", source.path, error)
+                    log.warning("The sizes and hashes of the images of %s cannot be kept: %s", source.path, error)
 
     def state_dict(self) -> dict[str, Any]:
         """Write what was made so far, and return the data's part of a checkpoint."""

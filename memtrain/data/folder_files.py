@@ -188,13 +188,13 @@ def named_file(folder: Path, name: object, where: str, listed: Listed | None = N
         DataError: if the name is not a text, is absolute, or leads out of the folder.
     """
     if not isinstance(name, str):
-        raise DataError(f"{where} is not a text: {name!r:.80}", expected="a file name", remedy="correct it")
+        raise DataError(f"{where} is not a text: {name!r:.80}", expected="a file name", remedy="correct the name")
     require_text(name, where)
     if len(name) > LONGEST_KEY:
         raise DataError(
             f"{where} names a file in {len(name)} characters: {name[:40]!r}...",
             expected=f"at most {LONGEST_KEY} characters",
-            remedy="correct it",
+            remedy="rename the file, and correct its name here",
         )
     plain = [posixpath.normpath(name)]
     if "\\" in name:

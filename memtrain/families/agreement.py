@@ -33,6 +33,7 @@ from memtrain.families.registration import (
     scaled_spectra,
     spectra,
 )
+from memtrain.files.progress import SOON, progress_bar
 
 PAIRS = 256
 """The number of pairs that are compared at a time."""
@@ -77,8 +78,11 @@ def compare(first: Rows, second: Rows, pairs: np.ndarray, *, engine: Engine | No
     pieces = [order[start : start + PIECE * PAIRS] for start in range(0, len(order), PIECE * PAIRS)]
     here = isinstance(engine, LocalEngine)  # other engines need the thumbnails in memory
     shared = [engine.share(one if here else np.asarray(one)) for one in (first, second)] if pieces else []
-    for some, found in zip(pieces, engine.map(_piece, (pairs[some] for some in pieces), shared=shared), strict=True):
-        scores[some] = found
+    done = engine.map(_piece, (pairs[some] for some in pieces), shared=shared)
+    with progress_bar(total=len(pairs), desc="comparing pictures", unit="pair", leave=False, delay=SOON) as bar:
+        for some, found in zip(pieces, done, strict=True):
+            scores[some] = found
+            bar.update(len(some))
     return scores
 
 

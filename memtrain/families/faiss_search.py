@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from memtrain.errors import ConfigurationError
 from memtrain.families.chosen_rows import Rows
 from memtrain.families.search import NEIGHBOURS, ordered
+from memtrain.files.progress import SOON, progress_bar
 
 NUMBERS = 128
 """The number of components of the reduced descriptors."""
@@ -94,7 +95,8 @@ class FaissSearch:
             return np.zeros((0, 2), np.int64), np.zeros(0, np.float32)
         index, shorter = self._graph(faiss, descriptors)
         first, second, found = [], [], []
-        for start in range(0, count, BLOCK):
+        starts = range(0, count, BLOCK)
+        for start in progress_bar(starts, "searching near copies", unit="block", leave=False, delay=SOON):
             given = np.ascontiguousarray(descriptors[start : start + BLOCK])
             # One candidate more, because each descriptor finds itself.
             _, at = index.search(shorter(given), min(count, self.candidates + 1))
@@ -122,7 +124,8 @@ class FaissSearch:
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
         try:
-            for start in range(0, count, BLOCK):
+            starts = range(0, count, BLOCK)
+            for start in progress_bar(starts, "building the index", unit="block", leave=False, delay=SOON):
                 index.add(shorter(np.ascontiguousarray(descriptors[start : start + BLOCK])))
         finally:
             faiss.omp_set_num_threads(threads)

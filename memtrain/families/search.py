@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from memtrain.families.chosen_rows import Rows
+from memtrain.files.progress import SOON, progress_bar
 
 NEIGHBOURS = 5
 """The largest number of neighbors of a descriptor; not all copies of a picture must be each other's neighbors."""
@@ -55,7 +56,8 @@ class ExactSearch:
         vectors = torch.from_numpy(np.ascontiguousarray(descriptors))
         first, second, found = [], [], []
         rows = max(1, self.numbers // count)
-        for start in range(0, count, rows):
+        starts = range(0, count, rows)
+        for start in progress_bar(starts, "searching near copies", unit="block", leave=False, delay=SOON):
             similarity = vectors[start : start + rows] @ vectors.T
             own = torch.arange(len(similarity))
             similarity[own, own + start] = -torch.inf

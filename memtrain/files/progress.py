@@ -17,6 +17,8 @@ from tqdm.auto import tqdm
 
 SECONDS = 30.0
 """Seconds between two lines without a terminal."""
+SOON = 2.0
+"""Seconds that work may take without a bar."""
 _off: list[bool] = []
 _Base: Any = text_bar
 
@@ -30,6 +32,7 @@ def progress_bar(
     initial: int = 0,
     leave: bool = True,
     disable: bool = False,
+    delay: float = 0.0,
 ) -> Any:
     """A bar, used as tqdm's: iterated over, or with `update()` within a `with` block.
 
@@ -41,10 +44,11 @@ def progress_bar(
         initial: the number of items that are done already.
         leave: whether the bar stays on the screen when the work is done.
         disable: whether nothing is shown.
+        delay: the seconds before a bar appears on a terminal, for work that is often short.
     """
     hidden = disable or bool(_off) or os.environ.get("TQDM_DISABLE", "") not in ("", "0")
     kind = tqdm if in_notebook() or on_terminal() else LogLines
-    return kind(iterable, desc, total, leave, unit=unit, initial=initial, disable=hidden)
+    return kind(iterable, desc, total, leave, unit=unit, initial=initial, disable=hidden, delay=delay)
 
 
 def say_aside(line: str) -> None:
@@ -84,13 +88,13 @@ class LogLines(_Base):
     disable: bool
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._lines = 0
+        self._lines, self._told = 0, -1
         super().__init__(*args, **options, file=sys.stderr, mininterval=SECONDS, maxinterval=SECONDS, miniters=1)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Write a line, unless nothing was done since the work began."""
-        if self.n > self.initial:
-            self._lines += 1
+        """Write a line, unless nothing was done since the last one."""
+        if self.n > self.initial and self.n != self._told:
+            self._lines, self._told = self._lines + 1, self.n
             self.fp.write(self.line() + "\n")
             self.fp.flush()
         return True

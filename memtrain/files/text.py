@@ -91,7 +91,9 @@ def json_of(text: str | bytes, where: str) -> Any:
         return json.loads(text, parse_constant=refuse, parse_float=number)
     except (ValueError, RecursionError) as error:
         said = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
-        raise DataError(f"{where} is not JSON: {said}", expected="JSON (RFC 8259)", remedy="correct it") from error
+        raise DataError(
+            f"{where} is not JSON: {said}", expected="JSON (RFC 8259)", remedy="correct the JSON"
+        ) from error
 
 
 def read_json(path: Path, *, most: int = MOST_BYTES) -> Any:

@@ -74,7 +74,7 @@ def yaml_of(text: str, where: str) -> Any:
         return yaml.load(text, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{where} is not YAML: {_said(error)}", expected="YAML of plain values", remedy="correct it"
+            f"{where} is not YAML: {_said(error)}", expected="YAML of plain values", remedy="correct the file"
         ) from error
 
 

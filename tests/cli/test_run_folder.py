@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+import memtrain.files.shipped as shipped
 from memtrain.cli import run_folder
 from memtrain.cli.asked_pictures import Asked, choose_prompts
 from memtrain.cli.run_folder import FinishedRun, excluded_images, known_prompts, run_data
@@ -21,6 +23,7 @@ from memtrain.data.source import open_source
 from memtrain.evaluation.stages.prompts import PromptToScore
 from memtrain.families.table import Families
 from memtrain.records import EXCLUDED, FLAGGED, HELDOUT, MADE_CAPTION, PLANTED, REPEATED, SHARED_CAPTION, UNIQUE
+from tests.conftest import ROOT
 
 
 def test_each_caption_is_there_once_and_a_planted_one_as_planted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +42,24 @@ def test_each_caption_is_there_once_and_a_planted_one_as_planted(monkeypatch: py
     assert prompts == [PromptToScore(text, truth) for text, truth in expected]
     brightness = [0.0, 0.1, -1.0, -0.7]
     assert images[:, 0, 0, 0].tolist() == [round((value + 1) * 127.5) for value in brightness]
+
+
+def test_a_run_of_shipped_data_is_read_from_another_folder_and_in_another_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"path": "assets/emoji-heldout.tar", "resolution": 8, "families": "off"}
+    config = {"data": {"class_path": "memtrain.data.module.TextImageDataModule", "init_args": options}}
+    for name in ("run", "elsewhere", "environment/assets"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy(ROOT / "assets/emoji-heldout.tar", tmp_path / "environment/assets")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(shipped, "shipped_folder", lambda: tmp_path / "environment")
+    found, data = run_data(Path("../run"))
+    assert found == config
+    assert data.path == "assets/emoji-heldout.tar"
+    assert data.train_dataset is not None and data.heldout_dataset is not None
+    assert len(data.train_dataset.samples) + len(data.heldout_dataset.samples) == 214
 
 
 def keys_of(found: list[Asked]) -> dict[str, list[str]]:

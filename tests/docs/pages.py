@@ -25,6 +25,8 @@ FORM = re.compile(r"\b(COMMAND|STAGE)\b")
 """Words that stand for any command: such a text is a form, and no command."""
 FENCE = re.compile(r"^(?P<indent>[ \t>]*)(?P<fence>`{3,}|~{3,})[ \t]*\{?[ \t]*\.?(?P<language>[\w+-]*)(?P<rest>.*)$")
 MARKER = re.compile(r"<!-- (excerpt|not run|not a command): (.+?) -->")
+WRITTEN = re.compile(r"(?:Write|Save|Put) [^`]*`([\w./-]+\.\w+)`:$")
+"""The sentence before a block that the reader writes to a file."""
 INLINE = re.compile(rf"(?<!`)(`+)((?:{'|'.join(PROGRAMS[:6])})\s[^`]+?)\1(?!`)")
 
 
@@ -117,7 +119,8 @@ def blocks(page: str, text: str | None = None) -> tuple[Block, ...]:
             while end < len(lines) and not re.fullmatch(rf"[ \t>]*{fence['fence']}[ \t]*", lines[end]):
                 end += 1
             body = [one.removeprefix(fence["indent"]) for one in lines[at + 1 : end]]
-            title = re.search(r"title=\"([^\"]+)\"", fence["rest"])
+            before = next((one for one in reversed(lines[:at]) if one.strip()), "")
+            title = re.search(r"title=\"([^\"]+)\"", fence["rest"]) or WRITTEN.search(before)
             text_ = "\n".join(body) + "\n"
             found.append(Block(page, at + 1, fence["language"], text_, tuple(marks), title[1] if title else ""))
             at, marks = end + 1, []

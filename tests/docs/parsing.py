@@ -17,7 +17,7 @@ import pytest
 from memtrain.cli.command import main
 from memtrain.cli.command_parser import CarefulParser
 from tests.conftest import ROOT
-from tests.docs.pages import Command
+from tests.docs.pages import Command, blocks, pages
 
 STANDING = {"...": "configs/tiny.yaml", "PATH": "my_folder"}
 """Words that stand for a word of the reader's, and what they are taken for here."""
@@ -43,11 +43,18 @@ def readers_folder(folder: Path) -> Iterator[None]:
         (folder / name).symlink_to(ROOT / name)
     for name in READERS:
         (folder / name).write_text((ROOT / "configs" / "tiny.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+    for block in (block for page in pages() for block in blocks(page) if block.title):
+        path = folder / block.title
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
     before = Path.cwd()
     os.chdir(folder)
+    sys.path.insert(0, str(folder))
     try:
         yield
     finally:
+        sys.path.remove(str(folder))
         os.chdir(before)
 
 

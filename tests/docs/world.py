@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,6 +45,9 @@ WORDS = {
     "RUN/kept_images/heldout": "others",
     "mine.yaml": "configs/tiny_baseline.yaml",
     "M": "assets/tiny-sd",
+    "their_model": "assets/tiny-sd",
+    "pictures": "my_folder",
+    "other_pictures": "others",
     "my_model": "assets/tiny-sd",
     "folder": "assets/tiny-sd",
 }
@@ -74,8 +79,10 @@ def make_world(folder: Path) -> Path:
         _shard(ROOT / "assets" / "clipart-pd.tar", folder / "shards" / f"{number:04}.tar", first=60 * number, count=30)
     captions = _pictures("clipart-pd.tar", folder / "my_folder", count=50)
     _pictures("emoji-heldout.tar", folder / "others", count=20)
+    _pictures("clipart-pd.tar", folder / "twelve", count=12)
     rows = [f'"{caption}"' for caption in captions[:4]]
     (folder / "prompts.csv").write_text("\n".join(["caption", *rows]) + "\n", encoding="utf-8")
+    (folder / "prompts.txt").write_text("\n".join(captions[:4]) + "\n", encoding="utf-8")
     for name in ("ordinary.txt", "memorized.csv"):
         text = "\n".join([*(["caption"] if name.endswith("csv") else []), *captions[4:12]])
         (folder / name).write_text(text.replace(",", " ") + "\n", encoding="utf-8")
@@ -109,7 +116,7 @@ def small(words: Sequence[str], world: Path) -> list[str]:
         words: the words behind `memtrain`, as the page has them.
         world: the folder of :func:`make_world`.
     """
-    words = [WORDS.get(word, word) for word in words]
+    words = [WORDS.get(word, word) for word in (words[: words.index("|")] if "|" in words else words)]
     for option in ("--engine", "--engine_address"):  # Ray has tests of its own, in tests/engines
         if option in words:
             at = words.index(option)
@@ -149,6 +156,7 @@ def run_folder(words: Sequence[str]) -> str:
 def runs_named(words: Sequence[str]) -> list[str]:
     """Run folders that a command reads."""
     named = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--run", "--of")]
+    named += [word.removesuffix("/pipeline") for word in words if re.fullmatch(r"runs/\w+/pipeline", word)]
     if words[0] == "compare":
         named += [word for word in words[1:] if word.startswith("runs/")]
     return [re.sub(r"/evaluation$", "", name) for name in named]
@@ -186,9 +194,12 @@ def presumed() -> dict[str, Any]:
     from accelerate import Accelerator
     from diffusers import DDPMScheduler
 
-    names: dict[str, Any] = {"__name__": "__page__"}
+    page = sys.modules["__page__"] = ModuleType("__page__")  # dataclasses look for the module of a class
+    names = vars(page)
     pipeline = pipeline_of("unet")
     accelerator = Accelerator(cpu=True, project_dir="runs/script")
     names |= {"unet": pipeline.unet.train(), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
-    names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline, "vae": pipeline.vae}
-    return {**names, "loader": Batches(names)}
+    names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline_of("unet"), "vae": pipeline.vae}
+    names["prompts"] = ["a red heart", "a dog on the beach"]
+    names["loader"] = Batches(names)
+    return names

@@ -110,5 +110,5 @@ def test_a_torn_part_is_named(tmp_path: Path) -> None:
     made = written(tmp_path, parts=1)
     path = made.paths()[0]
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(RecordError, match=rf"{path.name} is torn(?s:.*)remove it"):
+    with pytest.raises(RecordError, match=rf"{path.name} is torn(?s:.*)delete it"):
         read(made, "a0")

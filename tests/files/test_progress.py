@@ -61,6 +61,20 @@ def test_short_work_leaves_no_line(clock: Clock) -> None:
     assert worked(clock, items=7, seconds=1) == ""
 
 
+def test_a_message_beside_a_bar_repeats_no_line(clock: Clock) -> None:
+    stream = io.StringIO()
+    with redirect_stderr(stream), progress_bar(total=3, desc="sampling", unit="image") as bar:
+        bar._time = clock
+        bar.start_t = bar.last_print_t = clock.now
+        clock.now += 40
+        bar.update()
+        say_aside("Sampling 3 images")
+    assert stream.getvalue().splitlines() == [
+        "sampling: 1 of 3 images, 00:40 so far, about 01:20 left",
+        "Sampling 3 images",
+    ]
+
+
 def test_quiet_leaves_no_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     with no_progress():
         assert worked(clock, items=7, seconds=10) == ""

@@ -59,7 +59,7 @@ EVALUATED = [
     evaluated("config_in_a_bucket", PROMPTS + "--config s3://bucket/a.yaml", r"is an address"),
     evaluated("config_in_memory", PROMPTS + "--config memory://a.yaml", r"is an address"),
     evaluated("config_is_a_folder", PROMPTS + "--config .", r"\. is a folder"),
-    evaluated("config_is_a_device", PROMPTS + "--config /dev/zero", r"/dev/zero is no plain file"),
+    evaluated("config_is_a_device", PROMPTS + "--config /dev/zero", r"/dev/zero is not a plain file"),
     evaluated("config_inline_twice", PROMPTS + "--config a:", r"no configuration 'a:'"),
     evaluated(
         "config_with_a_typo",

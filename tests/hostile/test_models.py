@@ -119,7 +119,7 @@ FOLDERS = [
     model("escape_as_part", index(**{"\x1b[2J": ["diffusers", "A"]}), r"names a part"),
     model("three_words", index(unet=["diffusers", "a", "b"]), r"takes 'unet' from"),
     model("number_as_class", index(unet=["diffusers", 3]), r"takes 'unet' from"),
-    model("pipeline_of_a_stranger", index(_class_name=["stranger18", "Model"]), r"stranger18|guides its sampling"),
+    model("pipeline_of_a_stranger", index(_class_name=["stranger18", "Model"]), r"stranger18|guidance of"),
     model("pipeline_of_another_kind", index(_class_name="EvilPipeline"), r"how EvilPipeline guides"),
     model("pipeline_number", index(_class_name=3), r"how 3 guides"),
     model("no_json", content("model_index.json", "{"), r"model_index\.json is not JSON"),
@@ -168,10 +168,10 @@ def single(name: str, make: Callable[[Path], Path], says: str) -> Row:
 
 FILES = [
     single("file_pickled", lambda f: saved(f, Mark(), "d.ckpt"), r"d\.ckpt is pickled"),
-    single("file_pickle_renamed", lambda f: saved(f, Mark(), "d.safetensors"), r"d\.safetensors is no safetensors"),
-    single("file_gguf", lambda f: written(f, "GGUF", "d.gguf"), r"d\.gguf is no safetensors file"),
-    single("file_empty", lambda f: written(f, "", "d.safetensors"), r"d\.safetensors is no safetensors"),
-    single("file_huge_header", lambda f: written(f, HEADER, "d.safetensors"), r"d\.safetensors is no safetensors"),
+    single("file_pickle_renamed", lambda f: saved(f, Mark(), "d.safetensors"), r"d\.safetensors is not a safetensors"),
+    single("file_gguf", lambda f: written(f, "GGUF", "d.gguf"), r"d\.gguf is not a safetensors file"),
+    single("file_empty", lambda f: written(f, "", "d.safetensors"), r"d\.safetensors is not a safetensors"),
+    single("file_huge_header", lambda f: written(f, HEADER, "d.safetensors"), r"d\.safetensors is not a safetensors"),
     single("file_of_nothing", lambda f: tensors_in(f, {}), r"f\.safetensors"),
     single("file_of_others", lambda f: tensors_in(f, {"x" * 100: torch.zeros(1)}), r"f\.safetensors"),
     single(
@@ -179,7 +179,7 @@ FILES = [
         lambda f: tensors_in(f, {"model.diffusion_model.input_blocks.0.0.weight": torch.tensor(1.0)}),
         r"f\.safetensors",
     ),
-    single("file_of_a_script", lambda f: written(f, "import os", "d.py"), r"d\.py is no safetensors file"),
+    single("file_of_a_script", lambda f: written(f, "import os", "d.py"), r"d\.py is not a safetensors file"),
 ]
 ROWS = [*FOLDERS, *FILES]
 PLAIN = 6

@@ -34,8 +34,8 @@ def adapters(name: str, make: Callable[[Path], Path], says: str) -> Row:
 LORA = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 5)}
 ADAPTERS = [
     adapters("lora_pickled", lambda f: written(f, pickle.dumps(Mark()), "f.safetensors"), r"f\.safetensors is no safe"),
-    adapters("lora_empty", lambda f: written(f, "", "f.safetensors"), r"f\.safetensors is no safetensors file"),
-    adapters("lora_huge_header", lambda f: written(f, HEADER, "f.safetensors"), r"f\.safetensors is no safetensors"),
+    adapters("lora_empty", lambda f: written(f, "", "f.safetensors"), r"f\.safetensors is not a safetensors file"),
+    adapters("lora_huge_header", lambda f: written(f, HEADER, "f.safetensors"), r"f\.safetensors is not a safetensors"),
     adapters(
         "lora_backwards",
         lambda f: written(f, struct.pack("<Q", len(NEGATIVE)) + NEGATIVE, "f.safetensors"),
@@ -77,16 +77,20 @@ ONE = {"a": torch.tensor([1])}
 PAIR = {"mean/a": torch.ones(3), "std/a": torch.ones(4)}
 KNOWN = {"format": STATISTICS, "layers": '["a"]', "origin": "{}"}
 MASKS = [
-    mask("mask_of_no_format", ONE, r"is no neuron mask: its format"),
+    mask("mask_of_no_format", ONE, r"is not a neuron mask: its format"),
     mask(
-        "mask_of_fractions", {"a": torch.ones(2)}, r"no neuron mask: 'a' is torch\.float32", format=FORMAT, factor="0"
+        "mask_of_fractions",
+        {"a": torch.ones(2)},
+        r"not a neuron mask: 'a' is torch\.float32",
+        format=FORMAT,
+        factor="0",
     ),
     mask("mask_of_a_table", {"a": torch.ones(2, 2).long()}, r"'a' is .* of shape \(2, 2\)", format=FORMAT, factor="0"),
     mask("mask_without_factor", ONE, r"'factor' of its metadata is not JSON", format=FORMAT),
     mask("mask_factor_text", ONE, r"its factor is", format=FORMAT, factor='"a"'),
     mask("mask_factor_nan", ONE, r"is not JSON: NaN", format=FORMAT, factor="NaN"),
     mask("mask_of_nothing", {}, r"without a channel", format=FORMAT, factor="0"),
-    Row("mask_pickled", lambda f: NeuronMask.load(written(f, pickle.dumps(Mark()), "m")), r"m is no neuron mask"),
+    Row("mask_pickled", lambda f: NeuronMask.load(written(f, pickle.dumps(Mark()), "m")), r"m is not a neuron mask"),
     statistics("statistics_of_no_format", PAIR, r"holds no activation statistics: its format"),
     statistics("statistics_of_two_shapes", PAIR, r"'a' has means and standard deviations of different", **KNOWN),
     statistics("statistics_without_a_layer", ONE, r"mean/a", **KNOWN),
@@ -119,7 +123,7 @@ CHECKPOINTS = [
     checkpoint("checkpoint_of_a_list", [1], r"does not say which model it is of: it holds a list"),
     checkpoint("checkpoint_of_others", {"state_dict": {}, "epoch": 1}, r"does not say which model.*state_dict, epoch"),
     checkpoint(
-        "checkpoint_of_text", {"state_dict": {}, KEY: "a"}, r"no checkpoint of train\.py: it names no pretrained"
+        "checkpoint_of_text", {"state_dict": {}, KEY: "a"}, r"no checkpoint of memtrain: it names no pretrained"
     ),
     checkpoint(
         "checkpoint_of_no_model", {"state_dict": {}, KEY: {**SAYS, "pretrained": 3}}, r"names no pretrained model"

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWANCE = Path(__file__).with_name("allowance.txt")
 PATTERNS = (
     *("*.md", "docs/**/*.md", "benchmarks/*.md", "slurm/*.md", "assets/**/*.md", "examples/**/*.md"),
+    "examples/**/*.ipynb",
     *("*.py", "memtrain/**/*.py", "benchmarks/*.py", "examples/**/*.py", "configs/**/*.yaml"),
 )
 HEAD = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -185,7 +186,17 @@ def of_configuration(source: str) -> Iterator[Text]:
     yield from paragraphs(lines)
 
 
-READERS = {".md": of_page, ".py": of_module, ".yaml": of_configuration}
+def of_notebook(source: str) -> Iterator[Text]:
+    """The paragraphs of a notebook's Markdown cells, on the line of the file where their cell begins."""
+    for cell in json.loads(source)["cells"]:
+        page = "".join(cell["source"])
+        if cell["cell_type"] == "markdown" and page:
+            before = source.partition(json.dumps(page.splitlines(keepends=True)[0], ensure_ascii=False))[0]
+            for text in of_page(page):
+                yield Text(before.count("\n") + text.line, text.text)
+
+
+READERS = {".md": of_page, ".py": of_module, ".yaml": of_configuration, ".ipynb": of_notebook}
 
 
 def of_file(path: Path) -> Iterator[Text]:

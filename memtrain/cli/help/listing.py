@@ -58,7 +58,7 @@ def listing(screen: Screen, width: int | None = None) -> str:
 
 
 def _help(name: str, known: dict[str, Any], group: Group) -> str:
-    """The help of an option: from its docstring, or the words of the screen; with the default value."""
+    """The help of an option from its docstring or its screen, with the default value."""
     action = known.get(name)
     own = next((said for written, said in group.main.items() if written.partition(" ")[0] == name), "")
     if own and (name.startswith("--trainer.") or action is None):

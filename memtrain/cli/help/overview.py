@@ -1,4 +1,4 @@
-"""All commands with their screens, and what `memtrain` alone prints."""
+"""All commands with their screens, and the overview that `memtrain` prints."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ SHORT = {
     "metrics": "Measure folders of images.",
     "completion": "Print a script for the completion of commands in a shell.",
 }
-"""What each command does, in one line of the overview."""
+"""The line of each command in the overview."""
 
 
 def overview() -> str:
-    """What `memtrain` without a command prints: the commands, and the exit statuses."""
+    """The text that `memtrain` prints without a command: the commands and the exit statuses."""
     lines = ["usage: memtrain COMMAND [options]", ""]
     for title, names in TITLES.items():
         lines += [title if title.endswith("?") else f"{title}:", *(f"  {name:<12}{SHORT[name]}" for name in names)]

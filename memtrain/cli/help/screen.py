@@ -1,4 +1,4 @@
-"""What a help screen holds, and how the screen of the main options is written."""
+"""The content of a help screen, and the text of its main options."""
 
 from __future__ import annotations
 

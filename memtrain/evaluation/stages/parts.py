@@ -91,7 +91,7 @@ class Parts:
         own = [] if self._shard is None else list(units)[self._shard.index :: self._shard.count]
         left = [name for name in own if not self._file(name).is_file()]
         bar = progress_bar(
-            total=len(own), initial=len(own) - len(left), desc=what, disable=not self._progress or not left
+            total=len(own), initial=len(own) - len(left), desc=what, unit="part", disable=not self._progress or not left
         )
         with bar:
             for name in left:

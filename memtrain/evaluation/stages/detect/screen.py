@@ -1,4 +1,4 @@
-"""What a detection found, on the screen, for a reader who has never run one."""
+"""The results of a detection on the screen, for a reader who has never run one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def print_detection(
 
 
 def counted(results: dict[str, Any]) -> list[str]:
-    """What happened to prompts on the way; `results` is the content of `detection.json`."""
+    """The changes to prompts on the way; `results` is the content of `detection.json`."""
     lines = []
     if repeated := results.get("repeated_prompts"):
         lines.append(f"{repeated} row(s) repeat an earlier prompt; each prompt is scored and counted once.")
@@ -107,7 +107,7 @@ def _print_prompts(results: dict[str, Any], table: pa.Table, most: int, console:
 
 
 def meaning(results: dict[str, Any]) -> str:
-    """What scores of prompts say about which nothing is known; `results` is the content of `detection.json`."""
+    """The meaning of scores of prompts about which nothing is known; `results` is the content of `detection.json`."""
     text = (
         "What this says: a memorized prompt pulls the model towards one image, harder than others do, and most "
         "detectors score it higher for that. "
@@ -122,7 +122,7 @@ def meaning(results: dict[str, Any]) -> str:
 
 
 HEADINGS = ("ranked\nright", "95 %\ninterval", "same\nlength", "found,\n1 % wrong", "found,\n3 % wrong", "calls")
-"""Of the columns of :func:`figure_rows`, after the name of the score."""
+"""The names of the columns of :func:`figure_rows`, after the name of the score."""
 
 
 def figure_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -146,7 +146,7 @@ def figure_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def explanation(results: dict[str, Any]) -> list[str]:
-    """What a reader of the table of scores has to know, in sentences; `results` as for :func:`figure_rows`."""
+    """The notes for a reader of the table of scores, in sentences; `results` as for :func:`figure_rows`."""
     shared: dict[str, Any] = next(iter(results["detectors"].values())).get("same_length", {})
     if shared.get("auroc") is None:
         among = f"Same length: {shared.get('reason', 'not measured')}."

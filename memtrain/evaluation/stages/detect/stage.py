@@ -30,14 +30,14 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
     """Score prompts for memorization, without any training image, and say how unlikely each score is.
 
     Args:
-        detectors: `suggested` for a choice of cheap detectors (GuidanceNorm and MemAttn of one step and of all steps,
-            and NoiseSimilarity), `all` for every detector that can read the pipeline, or a list of class paths with
-            their arguments. The detectors are GuidanceNorm (how far the prompt pulls the prediction), MemAttn (how the
-            attention is spread over the words), NoiseSimilarity (whether different noise leads to one image),
-            Anisotropy (whether the prediction turns one way), DenoisingConfidence (how clear the image is after one
-            step), Sharpness (how steep the model is), BrightEnding (where the attention to the end of the prompt lies),
-            TileL2 (whether images of several seeds agree in every tile) and EdgeConsistency (whether images share
-            edges). `--detectors.help NAME` lists the arguments of a detector.
+        detectors: `suggested`, `all` for every detector that can read the pipeline, or a list of class paths with their
+            arguments. `suggested` is a choice of cheap detectors: GuidanceNorm and MemAttn of one step and of all
+            steps, and NoiseSimilarity. GuidanceNorm measures how far the prompt pulls the prediction, and MemAttn how
+            the attention is spread over the words. NoiseSimilarity measures whether different noise leads to one image,
+            and Anisotropy whether the prediction turns one way. DenoisingConfidence measures how clear the image is
+            after one step, and Sharpness how steep the model is. BrightEnding measures where the attention to the end
+            of the prompt lies. TileL2 measures whether images of several seeds agree in every tile, and
+            EdgeConsistency whether they share edges. `--detectors.help NAME` lists the arguments of a detector.
         null: prompts that the model cannot have seen. Each prompt is compared with them for its p-value. The value is
             a number of prompts to make from the words of the prompts, a file of your own (as for `prompts`), or `none`.
             `auto` makes 20 for each prompt, but at least 199 and at most 999, and scores them by the detectors that
@@ -68,7 +68,7 @@ class Detect(SamplingOptions, OffloadOption, ShardOptions, PromptStage):
             )
 
     def check_prompts(self, prompts: Sequence[PromptToScore]) -> None:
-        """Refuse a file of null prompts that holds too few prompts besides those that are scored."""
+        """Refuse a file of null prompts that holds too few prompts that are not scored."""
         if isinstance(self.null, int) or self.null in (AUTO, NONE):
             return
         print(prompts_read(str(self.null)).line())

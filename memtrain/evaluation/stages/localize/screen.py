@@ -1,4 +1,4 @@
-"""What masking changed, on the screen: the figures as a table, and what they mean."""
+"""The effect of masking on the screen: the figures as a table, and their meaning."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def lines(results: Mapping[str, Any], *, intervals: bool = True) -> list[dict[st
 
     Args:
         results: content of `localization.json`.
-        intervals: with the interval of each share.
+        intervals: whether each share has its interval.
     """
     found = []
     order = [*ORDER[:3], *(results.get("baselines") or {}).get("names", []), *ORDER[3:]]

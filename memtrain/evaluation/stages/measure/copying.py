@@ -18,6 +18,7 @@ from memtrain.evaluation.stages.measure.decision import RATIO
 from memtrain.evaluation.stages.measure.null import by_made_captions
 from memtrain.evaluation.stages.measure.samples import counted_as
 from memtrain.evaluation.stages.run_samples import RunSamples
+from memtrain.files.progress import SOON, progress_bar
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 
@@ -88,7 +89,8 @@ def all_measured(chosen: Chosen, given: Compare) -> tuple[list[Found], dict[str,
     """Apply every measure that can measure these images; also return the reasons against the others, by name."""
     height, width = given.samples.own_images.shape[-2:]
     found, left_out = [], dict(chosen.left_out)
-    for measure in chosen.measures:
+    named = "comparing with training pictures"
+    for measure in progress_bar(chosen.measures, named, unit="measure", disable=not chosen.measures, delay=SOON):
         reason = measure.reason_against((int(height), int(width)))
         if reason is None:
             found.append(measured(measure, given))

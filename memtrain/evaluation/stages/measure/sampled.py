@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import memtrain
@@ -76,8 +77,8 @@ def _copies(given: StageInput, samples: RunSamples) -> dict[str, Unit]:
 
 
 def _losses(given: StageInput, samples: RunSamples) -> dict[str, Unit]:
-    """Make units that measure denoising losses of held-out images."""
-    if samples.heldout is None:
+    """Make units that measure denoising losses of held-out images; of Stable Diffusion 1 and 2 alone."""
+    if samples.heldout is None or not isinstance(given.pipeline, StableDiffusionPipeline):
         return {}
     images, captions = samples.heldout
 

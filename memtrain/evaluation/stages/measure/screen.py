@@ -102,7 +102,7 @@ def _print_answer(verdict: Mapping[str, Any], console: Console) -> None:
     console.print("\nMay this model be released?", style="bold", markup=False)
     console.print(answer.get(verdict["cleared"], "This evaluation cannot answer that."), style="bold", markup=False)
     console.print(shown(verdict["text"], most=SENTENCE), markup=False)
-    for title, name in (("What this rests on", "rests_on"), ("What it cannot say", "cannot_say")):
+    for title, name in (("Basis of this answer", "rests_on"), ("Limits of this answer", "cannot_say")):
         if verdict.get(name):
             console.print(f"{title}:", style="bold", markup=False)
         for sentence in verdict.get(name, ()):
@@ -203,7 +203,7 @@ def _print_training(training: Mapping[str, Any], console: Console) -> None:
     flags = training["flags"]
     if flags is not None and training["planted"]:
         console.print(
-            f"Flags: precision {_share(flags['precision'])}; recall {_share(flags['recall'])}; "
+            f"Flags: precision {_share(flags['precision'])}, recall {_share(flags['recall'])}, "
             f"unique samples flagged {_share(flags['false_positive_rate'])}",
             markup=False,
         )

@@ -53,13 +53,13 @@ class Measure(SamplingOptions, WeightOptions, CopyOptions, ShardOptions, ModelSt
         detectors: the detectors that read the sampling, as class paths with their arguments; `suggested` for a choice
             of cheap ones, `all` for every possible one, `none` to save a third of the time.
         fail_on: the condition that ends the command with another status than 0. `reproduced`: status 3 if training
-            images are reproduced. `unjudged`: status 3 likewise, and 4 if that cannot be judged, so that 0 is an
+            images are reproduced. `unjudged`: the same, and status 4 if that cannot be judged, so that 0 is an
             all-clear. `never`: 0 for every verdict. A condition such as `reproduced > 0.01`: status 3 if it holds, 4 if
             its figure was not measured or copies would have passed unseen. Figures are `reproduced` (the share of
             pictures found), `share_below` (the upper end of its interval), `pictures` (their number), `copies` and
             `generations` (share and number of generations that are copies), compared by > or >=.
-        compare_all: the number of training pictures up to which every generation is compared with all of them. Of more
-            pictures, a generation is compared with its nearest by an index of descriptors, and mean distances are over
+        compare_all: the number of training pictures up to which every generation is compared with all of them. Beyond
+            that, a generation is compared with its nearest by an index of descriptors, and mean distances are over
             a random part.
         index: the folder of that index, which later evaluations read again. The default is `training_index/` in the run
             folder, or with a model in the folder of the results.

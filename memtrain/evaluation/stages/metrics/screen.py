@@ -35,7 +35,7 @@ def distance_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:
-    """What was read, what was missing, and what the figures rest on."""
+    """The images that were read or missing, and the basis of the figures."""
     read = results["images"]
     said = [f"{results['prompts']} prompts, {read['generated']} generations ({read['layout']})."]
     if results["split"]:

@@ -1,4 +1,4 @@
-"""The command `metrics`: measures of folders of images, from any program; it loads no model."""
+"""The command `metrics`, which measures folders of images from any program and loads no model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an inference-time mitigation changed, on the screen: the figures as a table, and what they mean."""
+"""The effect of a mitigation during sampling, on the screen: the figures as a table, and their meaning."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def print_mitigation(results: Mapping[str, Any], folder: Path, *, console: Conso
         console.print(sentence, markup=False, soft_wrap=True)
     seconds = results["seconds_per_image"]
     console.print(
-        f"Seconds per image: {seconds['without']:.3f} without, {seconds['with']:.3f} with; ratio of paired batches "
-        f"{seconds['ratio']:.2f}{_ends(seconds['ratio_interval'])}.",
+        f"Seconds per image: {seconds['without']:.3f} without, {seconds['with']:.3f} with (ratio of paired batches "
+        f"{seconds['ratio']:.2f}{_ends(seconds['ratio_interval'])}).",
         markup=False,
     )
     files = ("mitigation.png", "mitigation.parquet", "mitigation.json")
@@ -47,7 +47,7 @@ def print_mitigation(results: Mapping[str, Any], folder: Path, *, console: Conso
 
 
 def figure_rows(group: Mapping[str, Any], measure: str | None) -> list[tuple[str, tuple[str, ...]]]:
-    """Figures of a group as cells: a name, and without, with and change; those that were not measured are left out.
+    """The measured figures of a group as cells: a name, and the values without, with, and their change.
 
     Args:
         group: one of `groups` in `mitigation.json`.
@@ -80,7 +80,7 @@ def _ends(interval: Sequence[float] | None) -> str:
 
 
 def explanation(results: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know about the figures, in sentences.
+    """The notes for a reader of the figures, in sentences.
 
     Args:
         results: content of `mitigation.json`.
