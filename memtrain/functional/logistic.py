@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty, and folds for judging it on what it was not fitted on."""
+"""Logistic regression with an L2 penalty, and folds to evaluate it on samples that it was not fitted on."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from memtrain.functional.keyed_draws import hashed
 
 
 def fit_logistic(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> Tensor:
-    """Weights that minimise the sum of log losses plus `penalty / 2` times the squared weights, by Newton's method.
+    """Minimise the sum of log losses plus `penalty / 2` times the squared weights, by Newton's method.
 
     Args:
-        features: `(n, d)`, standardised.
-        labels: `(n,)` bool.
-        penalty: above 0; the intercept is not penalised.
+        features: standardised features `(n, d)`.
+        labels: labels `(n,)` bool.
+        penalty: weight of the penalty, above 0; the intercept is not penalised.
 
     Returns:
         `(d + 1,)` fp64, the intercept last.
@@ -56,20 +56,20 @@ def fit_logistic(features: Tensor, labels: Tensor, *, penalty: float = 1.0) -> T
 
 
 def logits(features: Tensor, weights: Tensor) -> Tensor:
-    """Log odds `(n,)` of features `(n, d)` under the weights `(d + 1,)` of :func:`fit_logistic`."""
+    """Return the log odds `(n,)` of features `(n, d)` under the weights `(d + 1,)` of :func:`fit_logistic`."""
     return features.double() @ weights[:-1] + weights[-1]
 
 
 def stratified_folds(labels: Tensor, keys: Sequence[str], *, folds: int, seed: int = 0) -> Tensor:
-    """A fold `(n,)` for every sample: each class is dealt out evenly, and equal keys of a class stay together.
+    """Return a fold `(n,)` for every sample: each class is spread evenly, and equal keys of a class stay together.
 
-    A sample's place depends on the keys and the seed, not on the order of samples.
+    A sample's fold depends on the keys and the seed, not on the order of samples.
 
     Args:
         labels: `(n,)` bool.
         keys: n names.
         folds: number of folds.
-        seed: of the order in which keys are dealt.
+        seed: seed of the order of keys.
     """
     fold = torch.empty(len(keys), dtype=torch.long)
     for group in (True, False):
@@ -82,16 +82,16 @@ def stratified_folds(labels: Tensor, keys: Sequence[str], *, folds: int, seed: i
 
 
 def out_of_fold(features: Tensor, labels: Tensor, *, fold: Tensor, penalty: float = 1.0) -> Tensor:
-    """Log odds `(n,)` of each sample from a fit to the other folds, standardised by their mean and deviation.
+    """Compute log odds `(n,)` of each sample from a fit to the other folds, standardised by their mean and deviation.
 
     Args:
-        features: `(n, d)`.
-        labels: `(n,)` bool.
-        fold: `(n,)` of each sample; the other folds must hold both classes.
-        penalty: of :func:`fit_logistic`.
+        features: features `(n, d)`.
+        labels: labels `(n,)` bool.
+        fold: fold `(n,)` of each sample; the other folds must contain both classes.
+        penalty: penalty of :func:`fit_logistic`.
 
     Raises:
-        ValueError: if they do not, or the penalty is not positive.
+        ValueError: if they do not contain both, or the penalty is not positive.
     """
     found = torch.empty(len(features), dtype=torch.float64)
     for number in fold.unique():

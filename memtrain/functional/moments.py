@@ -1,10 +1,10 @@
 """Running means and variances.
 
-- :class:`Moments`: of a fixed set, in parts that merge exactly.
-- :class:`DriftingMoments`: of a process that changes while it is watched, one observation after the other.
+- :class:`Moments`: moments of a fixed set, in parts that merge exactly.
+- :class:`DriftingMoments`: moments of a process that changes over time, one observation after the other.
 
-Two skipping rules have moments of their own, which decay: the means of `LossSkipping` begin at 0, as published, and
-`EntropySkipping` takes in a batch at once. The same sums in another order would change their results.
+Two skipping rules have their own moments, which decay: the means of `LossSkipping` begin at 0, as published, and
+`EntropySkipping` adds a batch at once. The same sums in another order would change their results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and variance of several quantities over a set of observations; those of two sets merge.
+    """Mean and variance of several quantities over a set of observations; moments of two sets merge.
 
     Attributes:
         count: number of observations.
@@ -32,13 +32,13 @@ class Moments:
 
     @staticmethod
     def of(observations: Tensor) -> Moments:
-        """Of observations `(N, C)`; N may be 0."""
+        """Return the moments of observations `(N, C)`; N may be 0."""
         values = observations.double()
         mean = values.sum(dim=0) / max(len(values), 1)
         return Moments(float(len(values)), mean, (values - mean).square().sum(dim=0))
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets together (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983)."""
+        """Join both sets (Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983)."""
         count = self.count + other.count
         if not count:
             return self
@@ -47,7 +47,7 @@ class Moments:
         return Moments(count, self.mean + difference * share, square)
 
     def limited(self, count: float) -> Moments:
-        """The same mean and variance, with the weight of at most `count` observations in later merges."""
+        """Return the same mean and variance, with the weight of at most `count` observations in later merges."""
         share = min(1.0, count / max(self.count, 1.0))
         return Moments(self.count * share, self.mean, self.square * share)
 
@@ -60,15 +60,15 @@ class Moments:
 class DriftingMoments:
     """Mean and variance of the last observations of several quantities, in groups.
 
-    The first `window` observations of a group are averaged plainly; later ones with weight 1 / window, so that the
-    moments follow a model that changes while it is watched.
+    The first `window` observations of a group are averaged with equal weights. Later ones have weight 1 / window, so
+    that the moments follow a model that changes during training.
 
     Args:
         groups: number of groups (timestep buckets).
-        columns: quantities observed together.
-        window: observations remembered.
-        minimum: observations before moments are used; a deviation from a few is far off.
-        resolution: `(columns,)` smallest standard deviation that is believed.
+        columns: number of quantities observed together.
+        window: number of observations that count.
+        minimum: number of observations before moments are used; a deviation of few observations is inaccurate.
+        resolution: `(columns,)` lower limit of the standard deviation.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DriftingMoments:
         self.square = torch.zeros(groups, columns, dtype=torch.float64)
 
     def update(self, group: int | Tensor, values: Tensor) -> None:
-        """Take in one observation of a group, or one of each of several.
+        """Add one observation of a group, or one of each of several.
 
         Args:
             group: one group, or `(B,)` different ones.
@@ -96,15 +96,15 @@ class DriftingMoments:
         self.square[group] = torch.where(seen, updated, self.square[group])
 
     def follow(self, groups: Sequence[int], values: Tensor) -> Tensor:
-        """Standardise observations `(B, columns)` one after the other, each before it is taken in, `(B, columns)`.
+        """Standardise observations `(B, columns)` one after the other, each before it is added, `(B, columns)`.
 
         Args:
             groups: B groups.
-            values: NaN or infinite where a quantity was not observed.
+            values: `(B, columns)`, NaN or infinite where a quantity was not observed.
         """
         if not groups:
             return values.double()
-        # Groups do not know of each other: the first observations of all are taken at once, then the second.
+        # Groups are independent: the first observations of all groups are added at once, then the second ones.
         turns = _turns(groups)
         order = torch.tensor([index for turn in turns for index in turn], dtype=torch.long)
         sizes = [len(turn) for turn in turns]
@@ -117,7 +117,7 @@ class DriftingMoments:
         return found
 
     def standardise(self, group: int | Tensor, values: Tensor) -> Tensor:
-        """`(values − mean) / standard deviation` of `group`; NaN before `minimum` observations.
+        """Return `(values − mean) / standard deviation` of `group`; NaN before `minimum` observations.
 
         Args:
             group: one group, or `(B,)` groups.
@@ -126,22 +126,22 @@ class DriftingMoments:
         return (values.double() - self.mean[group]) / self.deviation(group)
 
     def deviation(self, group: int | Tensor | slice = slice(None)) -> Tensor:
-        """Standard deviations of one group `(columns,)` or of several; NaN before `minimum` observations."""
+        """Return the standard deviations of one group `(columns,)` or of several; NaN before `minimum` observations."""
         count = self.count[group].clamp(max=self.window)
         deviation = (self.square[group] * count / (count - 1)).sqrt().maximum(self.resolution)
         return torch.where(count < self.minimum, torch.nan, deviation)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The moments."""
+        """Return the moments."""
         return {"count": self.count, "mean": self.mean, "square": self.square}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take them up again."""
+        """Restore the moments."""
         self.count, self.mean, self.square = state["count"], state["mean"], state["square"]
 
 
 def _turns(groups: Sequence[int]) -> list[list[int]]:
-    """Places of observations that are taken at once: at most one of each group, in their order within it."""
+    """Return the indices of observations that are added at once: at most one per group, in the order of the group."""
     turns: list[list[int]] = []
     taken: dict[int, int] = {}
     for index, group in enumerate(groups):

@@ -1,11 +1,11 @@
 """Noise differences of a denoiser's first call, and how similar they are between seeds.
 
 Source: NeMo (Hintersdorf et al., "Finding NeMo: Localizing Neurons Responsible For Memorization in Diffusion Models",
-NeurIPS 2024, section 3.1): for a memorized prompt, δ = ε(x_T, prompt) − x_T looks alike whatever the noise x_T was.
-The paper writes SSIM; its published code takes the multi-scale SSIM of Wang et al. (2003) on three scales, whose data
-range is that of all pairs compared at once, anew on each scale. That range is `data_range=None` here: a score then
-depends on what else is compared. The range 1, which scaled differences have, is the default. The published scores also
-leave out the borders of the last scale, which `cropped=True` does here (:mod:`memtrain.functional.cropped_similarity`).
+NeurIPS 2024, section 3.1): for a memorized prompt, δ = ε(x_T, prompt) − x_T is similar for every noise x_T. The paper
+writes SSIM; its published code takes the multi-scale SSIM of Wang et al. (2003) on three scales. The data range there
+is the range of all pairs compared at once, separately on each scale. That range is `data_range=None` here: a score then
+depends on the other pairs. The range 1, which scaled differences have, is the default. The published scores also leave
+out the borders of the last scale, which `cropped=True` does here (:mod:`memtrain.functional.cropped_similarity`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from memtrain.errors import ConfigurationError
 from memtrain.functional.cropped_similarity import cropped_ms_ssim
 
 EXPONENT = 0.33
-"""Of each scale, as in NeMo's published code."""
+"""Exponent of each scale, as in NeMo's published code."""
 SMALLEST = 7
-"""Pixels below which structural similarity says nothing."""
+"""Side in pixels below which structural similarity is not defined here."""
 
 
 @dataclass(frozen=True)
 class SimilarityWindow:
-    """How MS-SSIM looks at images of one size.
+    """Settings of MS-SSIM for images of one size.
 
     Attributes:
         scales: number of scales, each half as large as the one before.
-        kernel: pixels of the Gaussian window.
-        sigma: its standard deviation, pixels.
+        kernel: side of the Gaussian window, pixels.
+        sigma: standard deviation of the window, pixels.
     """
 
     scales: int
@@ -41,7 +41,7 @@ class SimilarityWindow:
 
     @staticmethod
     def of(height: int, width: int) -> SimilarityWindow:
-        """The window that fits: the paper's 3 scales and 11 pixels from 44 pixels on, where torchmetrics allows them.
+        """Return the window: the paper's 3 scales and 11 pixels from 44 pixels on, where torchmetrics allows them.
 
         Raises:
             ConfigurationError: for images smaller than 7 pixels.
@@ -49,9 +49,9 @@ class SimilarityWindow:
         size = min(height, width)
         if size < SMALLEST:
             raise ConfigurationError(
-                f"Structural similarity of latents of {height} x {width} pixels says nothing",
+                f"Structural similarity is not defined for latents of {height} x {width} pixels",
                 expected=f"latents of at least {SMALLEST} pixels on each side",
-                remedy="use larger images, or leave out what compares noise predictions",
+                remedy="use larger images, or leave out the methods that compare noise predictions",
             )
         if size < 11:
             return SimilarityWindow(scales=1, kernel=7, sigma=0.8)
@@ -59,11 +59,11 @@ class SimilarityWindow:
 
 
 def noise_difference(prediction: Tensor, noise: Tensor) -> Tensor:
-    """ε − x_T, scaled to [0, 1] over the pixels of each image and channel.
+    """Return ε − x_T, scaled to [0, 1] over the pixels of each image and channel.
 
     Args:
-        prediction: `(B, C, h, w)`.
-        noise: same shape, what the denoiser was given.
+        prediction: predictions `(B, C, h, w)`.
+        noise: input of the denoiser, same shape.
 
     Returns:
         Same shape, fp32.
@@ -76,13 +76,15 @@ def noise_difference(prediction: Tensor, noise: Tensor) -> Tensor:
 def pairwise_similarity(
     first: Tensor, second: Tensor, *, data_range: float | None = 1.0, cropped: bool = False
 ) -> Tensor:
-    """MS-SSIM of images in [0, 1], pair by pair, with a window that fits their size.
+    """Return the MS-SSIM of images in [0, 1], pair by pair, with the window for their size.
 
     Args:
-        first: `(n, C, h, w)`.
-        second: same shape.
-        data_range: of the images; None for that of all n pairs together on each scale, as NeMo's published code.
-        cropped: leave out the borders of the last scale, as torchmetrics 1.3.2, of which NeMo's published scores are.
+        first: images `(n, C, h, w)`.
+        second: images of the same shape.
+        data_range: range of the images; None for the range of all n pairs together on each scale, like NeMo's published
+            code.
+        cropped: whether the borders of the last scale are left out, like torchmetrics 1.3.2, which gave NeMo's
+            published scores.
 
     Returns:
         `(n,)`.
@@ -112,12 +114,12 @@ def pairwise_similarity(
 
 
 def similarity_matrix(differences: Tensor, *, data_range: float | None = 1.0, cropped: bool = False) -> Tensor:
-    """Similarity of every image with every other one; the diagonal is zero.
+    """Return the similarity of every image with every other one; the diagonal is zero.
 
     Args:
-        differences: `(K, C, h, w)` of one prompt, scaled, K at least 2.
-        data_range: as in :func:`pairwise_similarity`.
-        cropped: likewise.
+        differences: scaled differences `(K, C, h, w)` of one prompt, K at least 2.
+        data_range: range as in :func:`pairwise_similarity`.
+        cropped: choice as in :func:`pairwise_similarity`.
 
     Returns:
         `(K, K)`, symmetric.
@@ -128,7 +130,7 @@ def similarity_matrix(differences: Tensor, *, data_range: float | None = 1.0, cr
     count = len(differences)
     if count < 2:
         raise ConfigurationError(
-            f"The similarity between seeds compares the images of a prompt, and there is {count}",
+            f"The similarity between seeds compares the images of a prompt, found {count}",
             expected="at least two seeds",
             remedy="use more seeds",
         )
@@ -140,7 +142,7 @@ def similarity_matrix(differences: Tensor, *, data_range: float | None = 1.0, cr
 
 
 def highest_similarity(differences: Tensor, *, data_range: float | None = 1.0, cropped: bool = False) -> Tensor:
-    """Of each image the highest similarity with another one, `(K,)`; arguments as in :func:`similarity_matrix`.
+    """Return the highest similarity of each image with another one, `(K,)`; arguments as in :func:`similarity_matrix`.
 
     Raises:
         ConfigurationError: for fewer than two images, or too small ones.

@@ -1,9 +1,9 @@
 """Distances of images without rounding, so that ties are ties and the order is the same on every machine.
 
-Pixels are integers, and so are their squared distances. A matrix product in single precision is exact as long as no
-partial sum leaves the integers that fp32 holds, whatever the order of summation: so the product is taken over pieces of
-that length, and the pieces are added in fp64. Which matrix library, how many threads and which processor makes no
-difference; the factors have 8 bits, so TF32 holds them, too.
+Pixels are integers, and so are their squared distances. A matrix product in single precision is exact, in any order of
+summation, as long as every partial sum is an integer that fp32 holds exactly. So the product is taken over pieces short
+enough for that, and the pieces are added in fp64. The result does not depend on matrix library, threads and processor.
+The factors have 8 bits, so TF32 holds them, too.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ EXACT_TERMS = 1024
 
 
 def centred_pixels(images: Tensor) -> Tensor:
-    """`(n, ...)` uint8 to `(n, d)` fp32, integers from -128 to 127: the smaller, the longer are exact sums."""
+    """Convert `(n, ...)` uint8 to `(n, d)` fp32, integers from -128 to 127: smaller numbers allow longer exact sums."""
     return images.flatten(1).float().sub_(128)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances of all pairs of images, in grey levels, exact below 2⁵³.
+    """Return the squared distances of all pairs of images, in grey levels, exact below 2⁵³.
 
     Cost: a matrix product in fp32, and one addition in fp64 per 1024 of its multiplications.
 
     Args:
-        a: `(n, d)`, from :func:`centred_pixels`.
-        b: `(m, d)`, the same.
+        a: pixels `(n, d)`, from :func:`centred_pixels`.
+        b: pixels `(m, d)`, from the same function.
 
     Returns:
         `(n, m)` fp64, integers.
@@ -42,10 +42,10 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def squared_distance(a: Tensor, b: Tensor) -> Tensor:
-    """As :func:`squared_distances`, but row by row: `(n,)` from two of `(n, d)`, one of which may be `(d,)`."""
+    """Return squared distances row by row, `(n,)`, of two inputs `(n, d)`, one of which may be `(d,)`."""
     return (a - b).square_().sum(dim=1, dtype=torch.float64)
 
 
 def unit_distance(squared: Tensor) -> Tensor:
-    """The distance for pixel values in [0, 1], from a squared one in grey levels."""
+    """Return the distance for pixel values in [0, 1] from a squared distance in grey levels."""
     return squared.sqrt() / 255

@@ -1,7 +1,7 @@
-"""How well scores order two classes, thresholds at a false-positive rate, and intervals for small samples.
+"""Separation of two classes by scores, thresholds at a false-positive rate, and intervals for small samples.
 
-Scores are taken as they are: nothing is squashed into [0, 1] first, which in single precision would tie large scores
-with each other. Invalid input raises `ValueError`; callers add what the reader can do about it.
+Scores are not mapped to [0, 1] first, which in single precision would make large scores equal. Invalid input raises
+`ValueError`; callers add the remedy for the user.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ROUNDING = 1e-9
 
 
 def split_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of the positives `(n₁,)` and of the negatives `(n₀,)`, in double precision."""
+    """Return the scores of the positives `(n₁,)` and of the negatives `(n₀,)`, in double precision."""
     if scores.dim() != 1 or scores.shape != labels.shape:
         raise ValueError(f"scores and labels must both be (n,), found {tuple(scores.shape)} and {tuple(labels.shape)}")
     if not torch.isfinite(scores).all():
@@ -32,13 +32,13 @@ def split_classes(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def highest(values: Tensor, count: int) -> Tensor:
-    """Where the highest values are, the highest first, and of equal ones the lowest index first.
+    """Return the indices of the highest values, in descending order; equal values in order of their index.
 
-    `torch.topk` leaves open which of several equal values it takes, and takes others on another device.
+    The choice of `torch.topk` among equal values is undefined and differs between devices.
 
     Args:
         values: `(..., n)`.
-        count: how many; all if there are fewer.
+        count: number of values; all if there are fewer.
 
     Returns:
         `(..., min(count, n))` int64, indices along the last dimension.
@@ -47,7 +47,7 @@ def highest(values: Tensor, count: int) -> Tensor:
 
 
 def auroc(scores: Tensor, labels: Tensor) -> Tensor:
-    """Probability that a positive scores above a negative, ties counting one half (Mann-Whitney).
+    """Return the probability that a positive scores above a negative, ties counting one half (Mann-Whitney).
 
     Args:
         scores: `(n,)`, higher for positives.
@@ -67,10 +67,11 @@ def auroc(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def true_positive_rate(scores: Tensor, labels: Tensor, *, false_positive_rate: float) -> Tensor:
-    """Largest share of positives found while at most the given share of negatives is.
+    """Return the largest share of positives found while at most the given share of negatives is found.
 
     The rate is never exceeded. Published figures often take the point of the ROC curve nearest to the rate instead
-    (which may lie above it), so they can be higher. With fewer than 1 / rate negatives no negative is let through.
+    (which may lie above it), so they can be higher. With fewer than 1 / rate negatives no negative may lie above the
+    threshold.
 
     Args:
         scores: `(n,)`, higher for positives.
@@ -100,16 +101,16 @@ def bootstrap_interval(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval; each class is resampled on its own, so that neither ever becomes empty.
+    """Return a percentile bootstrap interval; each class is resampled separately, so that neither becomes empty.
 
-    A statistic at its bound in the data (an AUROC of 1) is at its bound in every resample: the interval then has no
-    width, and the class sizes have to be read with it.
+    A statistic at its limit in the data (an AUROC of 1) is at its limit in every resample. The interval then has no
+    width; state the class sizes with it.
 
     Args:
-        statistic: maps `(n,)` scores and `(n,)` labels to a scalar.
+        statistic: function of `(n,)` scores and `(n,)` labels that returns a scalar.
         scores: `(n,)`.
         labels: `(n,)` bool.
-        seed: of the resampling; the result is a function of it.
+        seed: seed of the resampling; equal seeds give equal results.
         resamples: number of resamples.
         level: coverage, in (0, 1).
 
@@ -136,11 +137,11 @@ def bootstrap_interval(
 
 
 def proportion_interval(k: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson, "Probable Inference", 1927).
+    """Return the Wilson score interval of a proportion (Wilson, "Probable Inference", 1927).
 
     Args:
-        k: successes.
-        n: trials; with none, nothing is known and the interval is (0, 1).
+        k: number of successes.
+        n: number of trials; for 0 the interval is (0, 1).
         level: coverage, in (0, 1).
 
     Returns:
@@ -163,13 +164,13 @@ def proportion_interval(k: int, n: int, *, level: float = 0.95) -> tuple[float, 
 
 
 def lower_threshold(null_scores: Tensor, rate: float) -> float:
-    """Threshold below which a further null score falls with probability at most `rate`.
+    """Return the threshold below which a further null score falls with probability at most `rate`.
 
     The mirror image of :func:`~memtrain.functional.statistics.conformal_threshold`: for n exchangeable null scores,
     the k-th smallest with k = ⌊rate · (n + 1)⌋. No distribution is assumed. Compare with a strict `<`.
 
     Args:
-        null_scores: `(n,)` scores of samples for which nothing is to be found.
+        null_scores: `(n,)` scores of samples without memorization.
         rate: false-positive rate, in (0, 1).
 
     Raises:
@@ -190,7 +191,7 @@ def _check_level(level: float) -> None:
 def mean_with_interval(
     values: Tensor, *, seed: int = 0, resamples: int = 1000, level: float = 0.95
 ) -> dict[str, float | list[float] | None]:
-    """Mean of `(n,)` values with a percentile bootstrap interval; of fewer than two values there is none."""
+    """Return the mean of `(n,)` values with a percentile bootstrap interval; None below two values."""
     if not len(values):
         return {"mean": None, "interval": None}
     found: dict[str, float | list[float] | None] = {"mean": float(values.double().mean()), "interval": None}
@@ -203,6 +204,6 @@ def mean_with_interval(
 
 
 def share(yes: Sequence[bool]) -> dict[str, Any]:
-    """How many of them, with a Wilson interval."""
+    """Count the true ones, and return their share with a Wilson interval."""
     k, n = sum(map(bool, yes)), len(yes)
     return {"k": k, "n": n, "share": k / n if n else None, "interval": list(proportion_interval(k, n))}

@@ -1,7 +1,7 @@
 """True-positive rates as two published scripts read them off a ROC curve, and AUROC among samples of one stratum.
 
-The scripts take the curve of scikit-learn's `roc_curve`: one point per distinct score, from (0, 0), of which those are
-left out that continue a step of the same size. Which points remain decides what "nearest" finds.
+The scripts take the curve of scikit-learn's `roc_curve`: one point per distinct score, from (0, 0), without the points
+that continue a step of the same size. The result of "nearest" depends on the remaining points.
 
 - nearest: the rate at the first point whose false-positive rate is nearest to the target (MemAttn, Ren et al., 2024).
   The target may be exceeded, and with few negatives the nearest point is often (0, 0), which finds nothing.
@@ -21,7 +21,7 @@ Convention = Literal["nearest", "strict"]
 
 
 def roc_points(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """False- and true-positive rates `(m,)`, ascending, of the remaining points.
+    """Return false- and true-positive rates `(m,)`, ascending, of the remaining points.
 
     Args:
         scores: `(n,)`, higher for positives.
@@ -32,7 +32,7 @@ def roc_points(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     positives, negatives = classes = split_classes(scores, labels)
     thresholds = torch.cat(classes).unique().flip(0)
-    # Counts at or above each threshold, by looking up how many are below it.
+    # Counts at or above each threshold, from the number below it.
     found, wrong = (len(group) - torch.searchsorted(group.sort().values, thresholds) for group in classes)
     if len(thresholds) > 2:
         bends = (wrong.diff(n=2) != 0) | (found.diff(n=2) != 0)
@@ -44,13 +44,13 @@ def roc_points(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def published_rate(scores: Tensor, labels: Tensor, *, false_positive_rate: float, convention: Convention) -> Tensor:
-    """True-positive rate at a false-positive rate, by one of the published conventions.
+    """Return the true-positive rate at a false-positive rate, by one of the published conventions.
 
     Args:
         scores: `(n,)`, higher for positives.
         labels: `(n,)` bool.
-        false_positive_rate: the target, in (0, 1).
-        convention: see the module.
+        false_positive_rate: target, in (0, 1).
+        convention: convention, see the module.
 
     Returns:
         Scalar in [0, 1], fp64.
@@ -69,15 +69,15 @@ def published_rate(scores: Tensor, labels: Tensor, *, false_positive_rate: float
 def stratified_auroc(
     scores: Tensor, labels: Tensor, *, strata: Tensor, seed: int, resamples: int = 1000, level: float = 0.95
 ) -> tuple[Tensor, tuple[float, float], int]:
-    """Probability that a positive scores above a negative of the same stratum, ties counting one half.
+    """Return the probability that a positive scores above a negative of the same stratum, ties counting one half.
 
-    Strata count by their pairs. Whatever is constant within strata has an AUROC of exactly 0.5.
+    Strata are weighted by their number of pairs. Scores that are constant within strata have an AUROC of exactly 0.5.
 
     Args:
         scores: `(n,)`, higher for positives.
         labels: `(n,)` bool.
-        strata: `(n,)`, equal within a stratum.
-        seed: of the bootstrap, which resamples each class within each stratum.
+        strata: numbers `(n,)`, equal within a stratum.
+        seed: seed of the bootstrap, which resamples each class within each stratum.
         resamples: number of resamples.
         level: coverage of the interval.
 

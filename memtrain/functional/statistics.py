@@ -1,4 +1,4 @@
-"""Thresholds at a stated false-positive rate, p-values, and the direction that separates two groups."""
+"""Thresholds at a stated false-positive rate, p-values, and the direction that best separates two groups."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 MINIMUM_CALIBRATING = 8
-"""Held-out samples below which not even an assumption on the tail helps."""
+"""Lowest number of held-out samples for a threshold with an assumption on the tail."""
 TAIL_INDEX = 3.0
-"""Power of the distance from the median with which the probability of higher scores is assumed to fall at least."""
+"""Assumed lowest power of the distance from the median with which the probability of higher scores falls."""
 
 
 def samples_needed(false_positive_rate: float) -> int:
-    """Held-out samples below which no order statistic can promise `false_positive_rate`."""
+    """Return the number of held-out samples from which on an order statistic can guarantee `false_positive_rate`."""
     return math.ceil(1 / false_positive_rate - 1e-9) - 1
 
 
 def conformal_threshold(scores: Tensor, false_positive_rate: float) -> float:
-    """Threshold that a new score from the distribution of `scores` exceeds with at most the stated probability.
+    """Return a threshold that a score like `scores` exceeds with at most the stated probability.
 
     The ⌈(n + 1)(1 − rate)⌉-th smallest score: split-conformal prediction (Vovk et al., "Algorithmic Learning in a
-    Random World", 2005). No assumption but exchangeability.
+    Random World", 2005). It assumes only exchangeability.
 
     Args:
         scores: `(n,)` scores of held-out samples.
@@ -43,21 +43,21 @@ def conformal_threshold(scores: Tensor, false_positive_rate: float) -> float:
 
 
 def tail_threshold(scores: Tensor, false_positive_rate: float) -> float:
-    """Threshold at a rate below what an order statistic of so few scores can promise: the highest ones, extended.
+    """Return a threshold for a rate below the guarantee of an order statistic, extrapolated from the highest scores.
 
-    `median + reach / ((n + 1) · rate)^(1/3)`, where `reach` is the distance of the highest scores from the median: of
-    the highest, or the mean of that and of 2^(1/3) times that of the second, whichever is more, times (n + 2)/(n − 2)
-    for what n scores say wrongly of their own median and spread.
+    `median + reach / ((n + 1) · rate)^(1/3)`. Here `reach` is the larger of two values: the distance d₁ of the highest
+    score from the median, and the mean of d₁ and 2^(1/3) · d₂, where d₂ is that distance of the second highest. It is
+    multiplied by (n + 2)/(n − 2) for the error of median and spread of n scores.
 
-    The highest of n scores is exceeded with probability 1/(n + 1), whatever the distribution. Beyond it, the
-    probability is assumed to fall at least with the third power of the distance from the median, as it does in a
-    Student distribution of three degrees of freedom and in all that have lighter tails (normal, exponential, Gumbel).
-    No other assumption is made. How heavy the tail is, which so few scores cannot show, is not estimated from them: a
-    generalised Pareto tail fitted to a quarter of 120 scores gives 3 to 6 times the stated 0.1 %
-    (`benchmarks/tail_bounds.py`).
+    For any distribution, the highest of n scores is exceeded with probability 1/(n + 1). Beyond it, the probability is
+    assumed to fall at least with the third power of the distance from the median. This holds for a Student distribution
+    of three degrees of freedom and for all with lighter tails (normal, exponential, Gumbel). No other assumption is
+    made. The weight of the tail is not estimated, because so few scores do not show it. A generalised Pareto tail
+    fitted to a quarter of 120 scores gives 3 to 6 times the stated 0.1 % (`benchmarks/tail_bounds.py`).
 
-    Equivariant under shift and scaling, and monotone in the rate, with :func:`conformal_threshold` too. With 8 scores
-    of which every two are the same (4 draws), three times the rate.
+    The threshold is equivariant under shift and scaling, and monotone in the rate, also across
+    :func:`conformal_threshold`. With 8 scores in 4 equal pairs (4 draws), the actual rate is three times the stated
+    one.
 
     Args:
         scores: `(n,)` scores of held-out samples, n at least 3.
@@ -73,14 +73,14 @@ def tail_threshold(scores: Tensor, false_positive_rate: float) -> float:
 
 
 def tail_p_values(scores: Tensor, null: Tensor) -> Tensor:
-    """The lowest rate at which a score is above the threshold, `(m,)` fp64: what both thresholds say backwards.
+    """Return the lowest rate at which a score is above the threshold, `(m,)` fp64: the inverse of both thresholds.
 
-    (1 + number of the n that are at least as high) / (n + 1), and beyond the highest of them what
-    :func:`tail_threshold` makes of the distance.
+    (1 + number of the n that are at least as high) / (n + 1), and beyond the highest of them the rate at which
+    :func:`tail_threshold` equals the score.
 
     Args:
         scores: `(m,)`.
-        null: `(n,)` scores when nothing is memorized, n at least 3.
+        null: `(n,)` scores without memorization, n at least 3.
 
     Raises:
         ValueError: if n is below 3.
@@ -95,7 +95,7 @@ def tail_p_values(scores: Tensor, null: Tensor) -> Tensor:
 
 
 def _reach(scores: Tensor) -> tuple[float, float]:
-    """The median of `(n,)` and the distance at which the tail begins, see :func:`tail_threshold`."""
+    """Return the median of `(n,)` and the distance at which the tail begins, see :func:`tail_threshold`."""
     count, ordered = len(scores), scores.sort().values
     median = float(ordered[(count - 1) // 2] + ordered[count // 2]) / 2
     first, second = float(ordered[-1]) - median, float(ordered[-2]) - median
@@ -104,17 +104,17 @@ def _reach(scores: Tensor) -> tuple[float, float]:
 
 
 def order_rate_bound(count: int, *, above: int, confidence: float = 0.95) -> float:
-    """The rate that the `above`-th highest of `count` scores keeps for a share `confidence` of their draws.
+    """Return the rate that the `above`-th highest of `count` scores keeps in a share `confidence` of draws.
 
-    On average over the draws it is above / (count + 1). The rate of one draw is distributed as
-    Beta(above, count − above + 1), whatever the distribution of the scores; this is its quantile, and
-    1 − (1 − confidence)^(1 / count) for the highest score: a tolerance bound (Wilks, 1941).
+    On average over the draws the rate is above / (count + 1). For any distribution of the scores, the rate of one draw
+    is distributed as Beta(above, count − above + 1). The result is a quantile of it, for the highest score
+    1 − (1 − confidence)^(1 / count), which is a tolerance bound (Wilks, 1941).
     """
     ways = [math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1) for k in range(above)]
     low, high = 0.0, 1.0
     for _ in range(60):
         rate = (low + high) / 2
-        # Probability that fewer lie above, if that is the rate.
+        # Probability that fewer than `above` lie above, at this rate.
         parts = (way + k * math.log(rate) + (count - k) * math.log1p(-rate) for k, way in enumerate(ways))
         low, high = (rate, high) if sum(map(math.exp, parts)) > 1 - confidence else (low, rate)
     return high
@@ -123,7 +123,7 @@ def order_rate_bound(count: int, *, above: int, confidence: float = 0.95) -> flo
 def robust_threshold(
     scores: Tensor, false_positive_rate: float, *, upper: bool = False, freedom: float = math.inf
 ) -> float:
-    """Threshold from the bulk of scores that contain some memorized samples: median + quantile · MAD / its own.
+    """Return a threshold from scores with some memorized samples: median + quantile · MAD / MAD of Student's law.
 
     Assumes that less than half of the samples are memorized, and that the others follow Student's distribution, by
     default the normal one (median + z · 1.4826 · MAD).
@@ -131,8 +131,8 @@ def robust_threshold(
     Args:
         scores: `(n,)`, n at least 3.
         false_positive_rate: in (0, 1).
-        upper: take the spread of the upper half alone, for scores that are skewed to the right, as highest scores are;
-            then less than a quarter may be memorized.
+        upper: whether the spread is taken from the upper half alone, for scores skewed to the right, such as highest
+            scores; then less than a quarter may be memorized.
         freedom: degrees of freedom of Student's distribution.
 
     Raises:
@@ -143,14 +143,14 @@ def robust_threshold(
 
 
 def robust_p_values(scores: Tensor, bulk: Tensor, *, upper: bool = False, freedom: float = math.inf) -> Tensor:
-    """The lowest rate at which a score is above :func:`robust_threshold` of a bulk `(n,)`, `(m,)` fp64."""
+    """Return the lowest rate at which a score is above :func:`robust_threshold` of a bulk `(n,)`, `(m,)` fp64."""
     median, scale = robust_location(bulk, upper=upper, freedom=freedom)
     away = (scores.double() - median) / max(scale, 1e-300)
     return student_tail(away, freedom)
 
 
 def robust_location(scores: Tensor, *, upper: bool, freedom: float) -> tuple[float, float]:
-    """Median, and the scale of the distribution that has as large a median absolute deviation."""
+    """Return the median, and the scale of the Student distribution with the same median absolute deviation."""
     _require(len(scores), 3, "scores to have a bulk")
     median = scores.median()
     distance = (scores - median).abs()
@@ -159,7 +159,7 @@ def robust_location(scores: Tensor, *, upper: bool, freedom: float) -> tuple[flo
 
 
 def student_tail(scores: Tensor, freedom: float) -> Tensor:
-    """Probability above each score `(m,)`, under Student's distribution of an odd or infinite freedom."""
+    """Return the probability above each score `(m,)`, under Student's distribution of an odd or infinite freedom."""
     scores = scores.double()
     if math.isinf(freedom):
         return 0.5 * torch.erfc(scores / math.sqrt(2))
@@ -172,7 +172,7 @@ def student_tail(scores: Tensor, freedom: float) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def student_quantile(rate: float, freedom: float) -> float:
-    """The score that is exceeded with probability `rate`, at most a half."""
+    """Return the score that is exceeded with probability `rate`, which is at most a half."""
     if math.isinf(freedom):
         return math.sqrt(2) * float(torch.erfinv(torch.tensor(1 - 2 * rate, dtype=torch.float64)))
     low, high = 0.0, 1e6
@@ -184,7 +184,7 @@ def student_quantile(rate: float, freedom: float) -> float:
 
 
 def holm(p_values: Tensor) -> Tensor:
-    """p-values corrected for their number, `(n,)`: the family-wise error rate is at most the level compared with.
+    """Correct p-values for their number, `(n,)`: the family-wise error rate is at most the level compared with.
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure" (1979).
     """
@@ -198,7 +198,7 @@ def holm(p_values: Tensor) -> Tensor:
 
 
 def discriminant(positive: Tensor, negative: Tensor, *, shrinkage: float = 0.5) -> tuple[Tensor, float]:
-    """The direction that separates two groups best (Fisher, 1936), from few positives.
+    """Return the direction that best separates two groups (Fisher, 1936), from few positives.
 
     Args:
         positive: `(k, columns)`, at least one.
@@ -225,18 +225,18 @@ def discriminant(positive: Tensor, negative: Tensor, *, shrinkage: float = 0.5) 
 
 
 def left_out_separation(positive: Tensor, negative: Tensor) -> float:
-    """How far :func:`discriminant` tells apart positives that it was not fitted to.
+    """Return how well :func:`discriminant` separates positives that it was not fitted to.
 
-    Each positive is left out once. The separation by a direction that was fitted to all of them grows with chance where
-    they are few, and would prefer the directions of few samples.
+    Each positive is left out once. With few positives, a direction that was fitted to all of them separates them partly
+    by chance, which would favour directions from few samples.
 
     Args:
         positive: `(k, columns)`, at least two.
         negative: `(n, columns)`, at least two.
 
     Returns:
-        Mean distance of a left-out positive from the negatives' mean, in their standard deviations; around 0 where
-        there is nothing to tell apart.
+        Mean distance of a left-out positive from the negatives' mean, in their standard deviations; around 0 for
+        groups without a difference.
 
     Raises:
         ValueError: if a group has fewer.
@@ -251,4 +251,4 @@ def left_out_separation(positive: Tensor, negative: Tensor) -> float:
 
 def _require(count: int, fewest: int, what: str) -> None:
     if count < fewest:
-        raise ValueError(f"it takes at least {fewest} {what}, found {count}")
+        raise ValueError(f"at least {fewest} {what} are needed, found {count}")

@@ -18,12 +18,12 @@ class Tokenizer(Protocol):
 
 
 def tokenize(tokenizer: Tokenizer, captions: Sequence[str], *, length: int | None = None) -> tuple[Tensor, Tensor]:
-    """Token ids padded to one length, and which of them belong to each caption; longer captions are cut.
+    """Tokenize captions, padded to one length; longer captions are cut.
 
     Args:
-        tokenizer: of the text encoder.
+        tokenizer: tokenizer of the text encoder.
         captions: B captions.
-        length: T; default the most that the tokenizer knows its text encoder to read.
+        length: number of tokens, T; default the tokenizer's `model_max_length`.
 
     Returns:
         `input_ids` and `attention_mask`, `(B, T)` int64. The mask's sum is the number of tokens of a caption, with BOS

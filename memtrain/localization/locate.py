@@ -91,8 +91,7 @@ def locate(
             default random words.
         settings: the settings of the search.
         output: the folder for results, in which an interrupted search goes on.
-        shard: the pair `(i, n)`, to search every n-th prompt from the i-th, i from 0, for n processes with one
-            `output`.
+        shard: the pair `(i, n)`, to search every n-th prompt from the i-th, for n processes with one `output`.
         batch_size: the number of images in one denoiser call, at least `settings.seeds`; by default the predictor's.
         progress: whether to show a progress bar over prompts.
 
@@ -158,22 +157,22 @@ def calibrate(
     batch_size: int | None = None,
     scores: Tensor | None = None,
 ) -> tuple[ActivationStatistics, Threshold]:
-    """Measure what a search compares with, and keep it in a folder, where :func:`locate` finds it.
+    """Measure the statistics and threshold of a search, and keep them in a folder, where :func:`locate` finds them.
 
     Args:
-        pipeline: as for :func:`locate`.
-        other_prompts: at least two that the model does not memorize; all of them count, for both.
-        output: folder, the same as that of the searches to come.
-        settings: of those searches.
+        pipeline: pipeline as for :func:`locate`.
+        other_prompts: prompts that the model does not memorize, at least two; all of them count for both results.
+        output: folder of the later searches.
+        settings: settings of these searches.
         batch_size: images in one denoiser call; the predictor's by default.
-        scores: of the prompts, from :func:`memtrain.localization.threshold.pairwise_scores`, where they are at hand.
+        scores: scores of the prompts from :func:`memtrain.localization.threshold.pairwise_scores`; computed if None.
 
     Returns:
         Activation statistics and threshold.
 
     Raises:
         ConfigurationError: for fewer than two prompts, latents too small to compare, or a folder with results of a
-            search that rests on another calibration.
+            search with another calibration.
     """
     settings, folder, others = settings or Settings(), Path(output), prompt_list(other_prompts, name="other_prompts")
     predictor = pipeline if isinstance(pipeline, Predictor) else Predictor.of(pipeline, steps=settings.steps)
@@ -257,7 +256,7 @@ def _shard(prompts: Sequence[str], shard: tuple[int, int]) -> list[str]:
     index, count = shard
     if not prompts or not 0 <= index < count:
         raise ConfigurationError(
-            f"The prompts {prompts!r:.80} with shard {index} of {count} are nothing to search",
+            f"The search needs prompts and a valid shard, found prompts {prompts!r:.80} and shard {index} of {count}",
             expected="a list of prompts, and a shard (i, n) with i from 0 to n - 1",
             remedy="change prompts or shard",
         )

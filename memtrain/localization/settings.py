@@ -62,11 +62,12 @@ class Settings:
         data_range: data range of MS-SSIM; None for the range of all pairs at once.
         cropped: leave out the borders of the last scale of MS-SSIM, like the published scores.
         guidance_scale: scale of classifier-free guidance for the noise prediction; 0 for the prediction with text only.
-        swapped_guidance: with guidance, swap the predictions with and without text, like the published code.
-        precision: type of numbers of the denoiser, by autocast; None for its own type. bfloat16 works on a CPU; float16
+        swapped_guidance: whether the predictions with and without text are swapped in guidance, like the published
+            code.
+        precision: type of numbers of the denoiser, by autocast; None for its own type. bfloat16 works on a CPU. float16
             is the type of the published code, and needs a GPU.
         sequential: search prompt by prompt and mask by mask on all seeds, like the published code.
-        dead_forwards: with `sequential`, also run the forwards with unused results, for comparable timing.
+        dead_forwards: whether forwards with unused results run, too, for comparable timing; needs `sequential`.
         initial_theta: first number of standard deviations above which a neuron is a candidate; None to use only the top
             k.
         theta_step: step by which theta falls after each trial.
@@ -85,9 +86,9 @@ class Settings:
             the threshold of the refinement; needs `sequential`.
         refinement_steps: number of sampling steps that sets the timestep of the refinement; None for `steps`.
         split_margin: distance below its threshold that a checked split requires for several neurons at once.
-        refinement: `greedy` like the published code; `checked_split`, which finds the same with fewer forwards as long
-            as scores only grow, and else goes back to `greedy` (:mod:`memtrain.localization.refinement`);
-            `binary_split` without this check; or `none`.
+        refinement: `greedy` like the published code, `checked_split`, `binary_split` or `none`. `checked_split` finds
+            the same with fewer forwards as long as scores only grow, and otherwise returns to `greedy`
+            (:mod:`memtrain.localization.refinement`); `binary_split` has no such check.
         sites: glob over the attention sites; None for the default (:mod:`memtrain.localization.predictor`).
     """
 

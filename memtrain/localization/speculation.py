@@ -1,8 +1,8 @@
 """Evaluation ahead: follow a search whose next mask depends on the last score, with several masks at once.
 
-The next questions are known for either answer, so those that are most likely to be needed are evaluated in the same
-batch; the path that is taken is the one that a question at a time would take. How likely an answer is, is estimated
-from those so far. What was evaluated in vain costs time only, and is remembered in case the set comes up again.
+The next masks are known for either outcome of a score, so the most probable ones are evaluated in the same batch. The
+path is the same as with one mask at a time. The probability of an outcome is estimated from the outcomes so far.
+Unneeded evaluations cost only time; their scores are kept in case the set is needed later.
 
 A mask is above the threshold as soon as one seed is. If a seed can be scored alone, masks that are less likely to be
 needed or to be below are first scored on one seed: the seed with the highest similarity so far.

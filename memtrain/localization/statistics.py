@@ -1,8 +1,8 @@
 """Statistics of value neurons for prompts that are not memorized: mean and standard deviation of their activation.
 
 Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.2): the activation of a neuron for a prompt is |to_v(text)|
-averaged over all tokens, padding included; its mean and unbiased standard deviation are taken over prompts that the
-model does not memorize (the paper: 50,000 captions of LAION).
+averaged over all tokens, including padding. Its mean and unbiased standard deviation are taken over prompts that the
+model does not memorize (in the paper 50,000 captions of LAION).
 
 Cost: the text encoder and one linear layer per site, no denoiser pass (but see `Predictor.activations` for denoisers
 other than a UNet). Prompts are streamed, so their number is not limited by memory.

@@ -156,7 +156,7 @@ def test_options_of_sampling_become_one_value() -> None:
         ("detect --model nowhere", "model='nowhere' without prompts"),
         ("detect --model nowhere --prompts cat --shard 2/2", "names no share of the work"),
         ("detect --model nowhere --prompts cat --detectors []", r"detectors=\[\] leaves nothing to score"),
-        ("detect --model nowhere --prompts cat --images_per_prompt 0", "Nothing sensible to sample"),
+        ("detect --model nowhere --prompts cat --images_per_prompt 0", "The sampling settings are invalid"),
         ("localize --model nowhere --prompts cat --shard 0/2 --contribution 0.4", "contributions take seconds"),
         ("measure --run nowhere", "nowhere is no run"),
         ("measure --prompts cat", "memtrain detect"),

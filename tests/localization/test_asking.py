@@ -82,5 +82,5 @@ def test_half_precision_searches_and_a_refinement_elsewhere_needs_a_schedule(
     whole = locate(predictor, PROMPTS[:1], settings=Settings(**FEW), **options).found[0]
     assert found.neurons > 0 and found.similarity == pytest.approx(whole.similarity, abs=0.05)
     assert found.similarity != whole.similarity, "it was computed in another type"
-    with pytest.raises(ConfigurationError, match="knows one schedule"):
+    with pytest.raises(ConfigurationError, match="has only one schedule"):
         refinement_timestep(predictor, Settings(refinement_steps=20))

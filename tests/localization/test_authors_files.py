@@ -61,7 +61,7 @@ def test_what_is_no_statistics_of_this_model_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save(([torch.ones(320)] * 7, [torch.ones(320)] * 7), tmp_path / "larger.pt")
-    with pytest.raises(ConfigurationError, match=r"7 layers of .* the model 3 of \[8, 16, 16\]"):
+    with pytest.raises(ConfigurationError, match=r"7 layers of .* the model has 3 of \[8, 16, 16\]"):
         read_statistics(tmp_path / "larger.pt", predictor)
     torch.save({"mean": torch.ones(3)}, tmp_path / "other.pt")
     torch.save(([torch.ones(3)], [torch.ones(4)]), tmp_path / "unequal.pt")

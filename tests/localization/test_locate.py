@@ -154,7 +154,7 @@ def test_dead_forwards_cost_what_the_published_code_runs_and_find_the_same(
 
 def test_what_makes_no_sense_is_refused(predictor: Predictor, statistics: ActivationStatistics) -> None:
     for prompts, shard in (([], (0, 1)), (["a"], (2, 2))):
-        with pytest.raises(ConfigurationError, match="Nothing sensible"):
+        with pytest.raises(ConfigurationError, match="prompts and a valid shard"):
             locate(predictor, prompts, shard=shard)
     with pytest.raises(ConfigurationError, match="no tokenizer"):
         locate(predictor, ["a"], statistics=statistics)
@@ -174,7 +174,7 @@ def test_no_prompt_is_refused_and_one_and_two_are_searched(
 ) -> None:
     prompts, options = ["other 1", "other 2"][:count], {"statistics": statistics, "settings": Settings(**FEW)}
     if not count:
-        with pytest.raises(ConfigurationError, match="Nothing sensible to search"):
+        with pytest.raises(ConfigurationError, match="prompts and a valid shard"):
             locate(predictor, prompts, threshold=1.1, **options)
     else:
         found = locate(predictor, prompts, threshold=1.1, **options)

@@ -70,7 +70,7 @@ def test_statistics_of_other_layers_are_refused(predictor: Predictor, statistics
     first = next(iter(widths))
     with pytest.raises(ConfigurationError, match="9 neurons"):
         statistics.check({**widths, first: 9})
-    with pytest.raises(ConfigurationError, match="none of that name"):
+    with pytest.raises(ConfigurationError, match="have no such layer"):
         statistics.check({"elsewhere": 8})
     with pytest.raises(ConfigurationError, match="1 prompts"):
         ActivationStatistics.measure(predictor, ["one"])
@@ -86,7 +86,7 @@ def test_word_prompts_are_words_of_the_vocabulary(pipeline: StableDiffusionPipel
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_no_prompt_and_one_have_no_deviation_and_two_do(predictor: Predictor, count: int) -> None:
     if count < 2:
-        with pytest.raises(ConfigurationError, match=f"statistics of {count} prompts"):
+        with pytest.raises(ConfigurationError, match=f"{count} prompts are too few"):
             ActivationStatistics.measure(predictor, PROMPTS[:count])
     else:
         measured = ActivationStatistics.measure(predictor, PROMPTS[:count], batch_size=1)

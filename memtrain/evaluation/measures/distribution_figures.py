@@ -1,15 +1,15 @@
 """Fréchet and kernel distances of generations to real images, each with an interval.
 
-Method: :func:`frechet_figure` is FID or CLIP-FID, whichever network the features are of; :func:`kernel_figure` is KID
-(Bińkowski et al., "Demystifying MMD GANs", ICLR 2018): the unbiased estimate of the squared maximum mean discrepancy
-under the kernel (xᵀy / d + 1)³, over all images instead of the mean over random subsets that torchmetrics and clean-fid
-take. With a subset as large as the data these are the same number.
+Method: :func:`frechet_figure` is FID or CLIP-FID, depending on the network of the features. :func:`kernel_figure` is
+KID (Bińkowski et al., "Demystifying MMD GANs", ICLR 2018): the unbiased estimate of the squared maximum mean
+discrepancy under the kernel (xᵀy / d + 1)³. It is taken over all images; torchmetrics and clean-fid take the mean over
+random subsets, which is the same number for a subset as large as the data.
 Intervals: bootstrap over prompts, with all generations of a prompt together, and over real images. A Fréchet distance
 is biased upwards, and the bias grows for fewer images. A resample repeats images, and is biased again (Chong and
 Forsyth, "Effectively Unbiased FID and Inception Score", CVPR 2020). So its interval is the value plus and minus the
 standard error of the bootstrap. It shows the spread for another draw of as many images, not the distance for infinitely
 many. KID has no bias, and has a percentile interval.
-Cost: beside the features, a second or less below 500 images, and minutes with thousands.
+Cost: without the features, a second or less below 500 images, and minutes with thousands.
 Cannot: be compared between programs, which resize differently, or between numbers of images.
 """
 
@@ -90,8 +90,8 @@ def kernel_figure(
         real: `(n, D)` features of real images.
         generated: `(m, D)` features of generations.
         groups: m numbers, the prompt of each generation.
-        seed: of the bootstrap, and of the choice where there are too many images.
-        resamples: of the bootstrap.
+        seed: seed of the bootstrap, and of the choice among too many images.
+        resamples: number of resamples of the bootstrap.
         level: coverage of the interval.
 
     Returns:

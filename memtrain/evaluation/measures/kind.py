@@ -1,15 +1,16 @@
-"""Are two sets of pictures of one kind? A test of plain looks, which needs no network.
+"""Test of whether two sets of pictures are of one kind, by simple features without a network.
 
-Method: each picture is 22 numbers (means and spreads of its colours, its brightness, how sharp and how flat it is, what
-its edge looks like), which are replaced by their ranks among all, so that none outweighs the others. The sets differ by
-the energy distance of these vectors: twice the mean distance between the sets, minus the mean distance within each. A
-permutation of who belongs to which set says how likely chance makes it as large.
-Source: Székely and Rizzo, "Testing for equal distributions in high dimension" (InterStat 2004); the looks are ours. On
-the embedded data (64 pixels) 30 emoji beside 100 pieces of clip art have p-values of 0.002 to 0.02, and clip art beside
-clip art uniform ones; the similarity to the nearest picture, by any measure of copying, tells them apart worse.
+Method: each picture is described by 22 numbers: means and spreads of its colours, its brightness, its sharpness and
+flatness, and its edge. Ranks among all pictures replace the numbers, so that all 22 have equal weight. The sets differ
+by the energy distance of these vectors: twice the mean distance between the sets, minus the mean distance within each.
+Permutations of the sets give the probability of a distance as large by chance.
+Source: Székely and Rizzo, "Testing for equal distributions in high dimension" (InterStat 2004); the features are ours.
+On the embedded data (64 pixels) 30 emoji against 100 pieces of clip art have p-values of 0.002 to 0.02; for clip art
+against clip art they are uniform. The similarity to the nearest picture, by any measure of copying, separates them less
+well.
 Cost: a second for a thousand pictures.
-Cannot: tell kinds apart that differ in what they show and not in how they look, such as two breeds of dog; nor see much
-with fewer than thirty pictures.
+Cannot: separate kinds that differ in content but not in appearance, such as two breeds of dog; nor detect much with
+fewer than thirty pictures.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ import torch
 from torch import Tensor
 
 MOST = 300
-"""Pictures of each set that are looked at."""
+"""Highest number of pictures of each set in the test."""
 PERMUTATIONS = 999
 
 
 def plain_looks(images: Tensor) -> Tensor:
-    """Looks `(n, 22)` fp32 of images `(n, 3, H, W)` uint8."""
+    """Return features `(n, 22)` fp32 of images `(n, 3, H, W)` uint8."""
     values = images.float() / 255
     bright, colourful = values.mean(dim=1), values.amax(dim=1) - values.amin(dim=1)
     across, down = bright.diff(dim=2).abs(), bright.diff(dim=1).abs()
@@ -42,15 +43,15 @@ def plain_looks(images: Tensor) -> Tensor:
 
 
 def of_one_kind(first: Tensor, second: Tensor, *, seed: int = 0) -> tuple[float, float]:
-    """How far two sets of images differ, and how likely chance makes them differ as much.
+    """Return how far two sets of images differ, and the probability of such a difference by chance.
 
     Args:
-        first: `(n, 3, H, W)` uint8, at least two; a random choice of many.
-        second: `(m, 3, H, W)` uint8, likewise.
-        seed: of that choice and of the permutations.
+        first: images `(n, 3, H, W)` uint8, at least two; many are replaced by a random choice.
+        second: images `(m, 3, H, W)` uint8, with the same rule.
+        seed: seed of the choice and of the permutations.
 
     Returns:
-        Energy distance over the mean distance (about 0 of one kind), and the p-value.
+        Energy distance over the mean distance (about 0 for one kind), and the p-value.
     """
     draw = torch.Generator().manual_seed(seed)
     looks = [plain_looks(one[torch.randperm(len(one), generator=draw)[:MOST].sort().values]) for one in (first, second)]
@@ -65,7 +66,7 @@ def of_one_kind(first: Tensor, second: Tensor, *, seed: int = 0) -> tuple[float,
 
 
 def _energy(apart: Tensor, inside: Tensor) -> Tensor:
-    """`(k,)` energy distances of k ways `(k, N)`, 0 or 1, to divide N vectors whose distances are `(N, N)`."""
+    """Return `(k,)` energy distances of k ways `(k, N)`, 0 or 1, to divide N vectors whose distances are `(N, N)`."""
     n = inside.sum(dim=1)
     m = apart.shape[0] - n
     sums = inside @ apart

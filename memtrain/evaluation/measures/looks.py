@@ -1,14 +1,14 @@
 """Gain of several own images: how much nearer the nearest of them comes to a generation by chance.
 
-A prompt whose picture is there in many versions, or whose caption has many pictures, is compared with the nearest of
-them: it has more chances to fall below a threshold than a held-out prompt, which has one. A bound by their number (rate
-times looks) says nothing for two hundred light edits of one picture, which are hardly more than one look. So the gain
-is measured: for generations that cannot be copies, those for held-out prompts, the distance to the nearest of the own
+A prompt with many versions of its picture, or a caption with many pictures, is compared with the nearest of them. So it
+has more chances to fall below a threshold than a held-out prompt, which has one picture. A bound by their number (rate
+times looks) is useless for two hundred light edits of one picture, which are hardly more than one look. So the gain is
+measured for generations that cannot be copies, those for held-out prompts: the distance to the nearest of the own
 images over the distance to the first.
 
-A ratio with many looks is that with one times the gain. With one look it falls below the threshold with probability
-`rate` at most, the gain below its own lower quantile with the same, so the product falls below the product of both with
-probability 2 · `rate` at most, however the two depend on each other (the union bound).
+A ratio with many looks is the ratio with one look times the gain. With one look it falls below the threshold with
+probability `rate` at most. The gain falls below its own lower quantile with the same probability. By the union bound,
+which needs no independence, the product falls below the product of both with probability 2 · `rate` at most.
 
 Cost: one matrix product of the held-out generations with the own images.
 Cannot: allow for own images that are nearer to generations for their own caption than to others without being copied.

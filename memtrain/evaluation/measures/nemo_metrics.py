@@ -1,21 +1,21 @@
-"""NeMo's metrics, in the paper's convention and under its names, if the weights they need are there.
+"""NeMo's metrics, in the paper's convention and under its names, where their weights are given.
 
-What, for P prompts with K generations each, with the neurons blocked and without:
+Figures for P prompts with K generations each, with the neurons blocked and without:
 
 - `SSCD_gen`: similarity of a blocked to the unblocked generation of the same seed;
-- `SSCD_orig`: of the best generation to the original image (`SSCD_orig_median`: of the middle one);
-- `D_SSCD`: between the generations of a prompt, so low means diverse;
-- `A_CLIP`: of a generation to its prompt.
+- `SSCD_orig`: similarity of the best generation to the original image (`SSCD_orig_median`: of the median generation);
+- `D_SSCD`: similarity between the generations of a prompt, so low means diverse;
+- `A_CLIP`: similarity of a generation to its prompt.
 
-Each is the median over a prompt's generations (but for `SSCD_orig`) and then median ± MAD over prompts: all, and apart
-for verbatim and template memorization: verbatim is a prompt whose best unblocked generation has an SSCD above 0.7 with
-its original.
+Each is the median over a prompt's generations (except `SSCD_orig`) and then median ± MAD over prompts, in all and
+separately for verbatim and template memorization. A prompt is verbatim if its best unblocked generation has an SSCD
+above 0.7 with its original.
 Source: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024), section 4 and the authors' scripts.
-Also: `FID` and `CLIP_FID` of generations to images that were never trained on, where weights are given. KID is
+Also: `FID` and `CLIP_FID` of generations against images that were never trained on, where weights are given. KID is
 :mod:`memtrain.evaluation.measures.kid`.
-Weights: files of your own (:mod:`memtrain.families.network_file`,
+Weights: local files (:mod:`memtrain.families.network_file`,
 :mod:`memtrain.evaluation.measures.clip_scores`).
-A metric whose weights are not given is left out, never replaced: what needs no weights has names of its own
+A metric without weights is left out, never replaced: figures that need no weights have other names
 (:mod:`memtrain.evaluation.stages.localize.localize`).
 Cannot: be compared with figures of other SSCD conventions. Embedded 64-pixel images are far from what SSCD and CLIP
 were trained on.
@@ -57,20 +57,20 @@ def nemo_metrics(
     weights: Weights,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """Every metric of the paper whose weights are given, of images before and after something was switched off.
+    """Compute every metric of the paper with given weights, for images with and without a mitigation.
 
     Args:
-        blocked: `(P, K, 3, H, W)` uint8, sampled with the neurons off, or with a mitigation.
-        unblocked: the same seeds without.
-        references: `(P, R, 3, H, W)` uint8, the original images of each prompt; None leaves out what needs them.
+        blocked: images `(P, K, 3, H, W)` uint8, sampled with the neurons off or with a mitigation.
+        unblocked: images of the same seeds without it.
+        references: original images of each prompt, `(P, R, 3, H, W)` uint8; None leaves out the metrics that need them.
         prompts: P prompts.
         weights: local files.
-        device: where networks run.
+        device: device of the networks.
 
     Returns:
-        Per metric `all`, `verbatim` and `template`, each with `median`, `mad` and `n`; without SSCD or originals no
-        split is known and there is `all` alone. With another convention than NeMo's, that paper's figures of the
-        similarity to the originals, under its name. `without_mask` has those of the unblocked images.
+        Per metric `all`, `verbatim` and `template`, each with `median`, `mad` and `n`; without SSCD or originals only
+        `all`. With another convention than NeMo's, that paper's figures of the similarity to the originals, under its
+        name. `without_mask` has the figures of the unblocked images.
 
     Raises:
         ConfigurationError: if a file is not what it should be, or the convention is not known.
@@ -104,18 +104,18 @@ def image_metrics(
     weights: Weights,
     device: torch.device | str = "cpu",
 ) -> dict[str, Any]:
-    """The same figures of images as a model makes them, with nothing switched off.
+    """Compute the same figures for images of a model without mitigation.
 
     Args:
-        images: `(P, K, 3, H, W)` uint8.
-        references: `(P, R, 3, H, W)` uint8, the original images of each prompt, or `(R, 3, H, W)`, the same for all,
-            such as all training images (`dcr`); None leaves out what needs them.
+        images: images `(P, K, 3, H, W)` uint8.
+        references: original images of each prompt, `(P, R, 3, H, W)` uint8, or of all prompts, `(R, 3, H, W)`, such as
+            all training images (`dcr`); None leaves out the metrics that need them.
         prompts: P prompts.
         weights: local files.
-        device: where networks run.
+        device: device of the networks.
 
     Raises:
-        ConfigurationError: if a file is not what it should be, or the convention is not known.
+        ConfigurationError: if a file has other content, or the convention is not known.
     """
     by = convention(weights.sscd_convention)
     found: dict[str, Any] = {}
@@ -134,12 +134,12 @@ def image_metrics(
 
 
 def is_verbatim(made: Tensor, own: Tensor | None, name: str) -> Tensor | None:
-    """`(P,)` bool, whether the best generation is a verbatim copy, in NeMo's convention; None in the others.
+    """Return `(P,)` bool, whether the best generation is a verbatim copy, in NeMo's convention; None in the others.
 
     Args:
-        made: `(P, K, D)` descriptors of generations.
-        own: `(P, R, D)` or `(R, D)` of originals, if they are known.
-        name: of the convention.
+        made: descriptors of generations, `(P, K, D)`.
+        own: descriptors of originals, `(P, R, D)` or `(R, D)`, if they are known.
+        name: name of the convention.
     """
     if own is None or name != "nemo":
         return None
@@ -147,7 +147,7 @@ def is_verbatim(made: Tensor, own: Tensor | None, name: str) -> Tensor | None:
 
 
 def _similarities(made: Tensor, own: Tensor | None, name: str, verbatim: Tensor | None) -> dict[str, Any]:
-    """Figures of descriptors `(P, K, D)`, in a paper's convention."""
+    """Compute figures of descriptors `(P, K, D)`, in a paper's convention."""
     if name != "nemo":
         return {} if own is None else {f"SSCD ({name})": reduce_similarity(made @ own.mT, name)}
     found = {"D_SSCD": by_kind(pairwise_median(made), verbatim)}
@@ -159,12 +159,12 @@ def _similarities(made: Tensor, own: Tensor | None, name: str, verbatim: Tensor 
 
 
 def _alignment(clip: ClipFeatures, images: Tensor, prompts: Sequence[str]) -> Tensor:
-    """`(P,)` median cosine of a prompt's images `(P, K, 3, H, W)` to it."""
+    """Return the `(P,)` median cosine between a prompt and its images `(P, K, 3, H, W)`."""
     return (clip.images(images) * clip.texts(prompts)[:, None]).sum(dim=2).median(dim=1).values
 
 
 def pairwise_median(descriptors: Tensor) -> Tensor:
-    """Median cosine between the generations of each prompt, `(P, K, D)` to `(P,)`; NaN for a single generation."""
+    """Return the median cosine between generations of a prompt, `(P, K, D)` to `(P,)`; NaN for one generation."""
     count = descriptors.shape[1]
     if count < 2:
         return torch.full((len(descriptors),), torch.nan)
@@ -174,7 +174,7 @@ def pairwise_median(descriptors: Tensor) -> Tensor:
 
 
 def by_kind(values: Tensor, verbatim: Tensor | None) -> dict[str, Any]:
-    """Median ± MAD of all prompts, and apart for verbatim and template memorization where that is known."""
+    """Return median ± MAD of all prompts, and separately for verbatim and template memorization where that is known."""
     found = {"all": median_and_mad(values)}
     if verbatim is not None:
         found |= {"verbatim": median_and_mad(values[verbatim]), "template": median_and_mad(values[~verbatim])}
@@ -184,13 +184,13 @@ def by_kind(values: Tensor, verbatim: Tensor | None) -> dict[str, Any]:
 def distribution_metrics(
     real: Tensor, generated: Tensor, *, weights: Weights, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """FID and CLIP-FID, as far as weights are given.
+    """Compute FID and CLIP-FID, where weights are given.
 
     Args:
-        real: `(n, 3, H, W)` uint8.
-        generated: `(m, 3, H, W)` uint8.
+        real: real images `(n, 3, H, W)` uint8.
+        generated: generated images `(m, 3, H, W)` uint8.
         weights: local files.
-        device: where networks run.
+        device: device of the networks.
 
     Raises:
         ConfigurationError: if a file is not what it should be.

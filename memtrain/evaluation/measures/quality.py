@@ -1,14 +1,15 @@
-"""How good a model's images are: every figure with an interval, and with the network that it was made by.
+"""The quality of a model's images: every figure with an interval and the network that it was measured with.
 
-Method: `fid`, `clip_fid`, `kid_inception` (distances to real images), `clip_score` (do images show what their captions
-say), `caption_fidelity` (is an image nearer to its own caption than to every other one, caption by caption),
-`diversity` and `diversity_clip` (how far the generations of a caption are from each other), `heldout_loss`.
+Method: `fid`, `clip_fid` and `kid_inception` are distances to real images. `clip_score` measures whether images show
+what their captions say. `caption_fidelity` is the share of images nearer to their own caption than to every other one.
+`diversity` and `diversity_clip` are the distances between the generations of a caption. `heldout_loss` is the loss on
+held-out images.
 Backends: local networks (:class:`memtrain.evaluation.measures.weights.Weights`), none of which is downloaded. The
-formulas are those of torchmetrics: the same features give the same FID, KID (of one subset that holds all images) and
-CLIP score, which the tests hold. A figure whose network is not given is there with `value` None and the `reason`.
-Intervals: bootstrap over prompts, because the generations of one prompt are alike.
+formulas agree with torchmetrics: the same features give the same FID, KID (with one subset of all images) and CLIP
+score, as tests check. A figure without its network has `value` None and a `reason`.
+Intervals: bootstrap over prompts, because the generations of one prompt are similar.
 Cost: a forward of each network per image.
-Cannot: say that a picture is no copy. A model that answers with its training images has excellent figures here.
+Cannot: show that a picture is no copy. A model that returns its training images has excellent figures here.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _clip_figures(
     options: Mapping[str, Any],
     device: torch.device | str,
 ) -> dict[str, dict[str, Any]]:
-    """What a CLIP model says, or why nothing."""
+    """Compute the figures of a CLIP model, or give the reason for their absence."""
     names = ("clip_score", "caption_fidelity", "diversity_clip", "clip_fid")
     if weights.clip is None:
         return {name: _none(NO_CLIP) for name in names}
@@ -132,9 +133,9 @@ def clip_score(images: Tensor, texts: Tensor, *, options: Mapping[str, Any] | No
     """100 times the mean cosine of images to their captions, not below 0, as torchmetrics' CLIPScore.
 
     Args:
-        images: `(P, K, D)` of unit length.
-        texts: `(P, D)` of unit length.
-        options: of the bootstrap.
+        images: embeddings `(P, K, D)` of unit length.
+        texts: embeddings `(P, D)` of unit length.
+        options: options of the bootstrap.
     """
     each = 100 * (images * texts[:, None]).sum(dim=-1).mean(dim=1)
     found = mean_figure(each, options=options)
@@ -145,13 +146,13 @@ def clip_score(images: Tensor, texts: Tensor, *, options: Mapping[str, Any] | No
 def caption_fidelity(
     images: Tensor, texts: Tensor, *, prompts: Sequence[str], options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Share of generations that are nearer to their own caption than to every other one, and that of each caption.
+    """Return the share of generations nearer to their own caption than to every other one, in all and by caption.
 
     Args:
-        images: `(P, K, D)` of unit length.
-        texts: `(P, D)` of unit length.
-        prompts: P captions; equal ones are one.
-        options: of the bootstrap.
+        images: embeddings `(P, K, D)` of unit length.
+        texts: embeddings `(P, D)` of unit length.
+        prompts: P captions; equal captions count once.
+        options: options of the bootstrap.
 
     Returns:
         A figure with `chance` and, under `each`, the share of every caption.
@@ -160,7 +161,7 @@ def caption_fidelity(
     first = [prompts.index(prompt) for prompt in different]
     own = torch.tensor([different.index(prompt) for prompt in prompts])
     if len(different) < 2:
-        return _none("one caption alone is always the nearest")
+        return _none("a single caption is always the nearest")
     cosine = images @ texts[first].T
     right = cosine.gather(2, own[:, None, None].expand(*cosine.shape[:2], 1))[..., 0]
     others = cosine.scatter(2, own[:, None, None].expand(*cosine.shape[:2], 1), -torch.inf).amax(dim=2)
@@ -169,7 +170,7 @@ def caption_fidelity(
 
 
 def embedding_diversity(images: Tensor) -> Tensor | None:
-    """`(P,)` 1 − mean cosine between the generations `(P, K, D)` of a prompt; None with one generation."""
+    """Return `(P,)` 1 − mean cosine between the generations `(P, K, D)` of a prompt; None with one generation."""
     count = images.shape[1]
     if count < 2:
         return None
@@ -180,7 +181,7 @@ def embedding_diversity(images: Tensor) -> Tensor | None:
 def mean_figure(
     values: Tensor, *, backend: str | None = None, options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Mean of `(P,)` values with a bootstrap interval, as a figure."""
+    """Return the mean of `(P,)` values with a bootstrap interval, as a figure."""
     found = mean_with_interval(values, **(options or {}))
     named = {} if backend is None else {"backend": backend}
     return {"value": found["mean"], "interval": found["interval"], "n": len(values), **named}
@@ -191,5 +192,5 @@ def _none(reason: str | None) -> dict[str, Any]:
 
 
 def _fewer(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The same bootstrap with at most 200 resamples, which is enough for a standard error."""
+    """Return the same bootstrap options with at most 200 resamples, which is enough for a standard error."""
     return {**options, "resamples": min(int(options.get("resamples", 200)), 200)}

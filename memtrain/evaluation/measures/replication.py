@@ -9,12 +9,12 @@ Direction: lower means copied; 1 is no closer than the nearest others.
 Variants: images of one template (see :mod:`memtrain.data.planted`) are one image here. The own distance is that to the
 nearest of them, none of them is a neighbour of its own prompt, and for other prompts they are one neighbour, at the
 distance of the nearest. Otherwise an image that is there ten times would be its own neighbour, and a copy of it no
-closer than those. Of several pictures under one caption the nearest is the own image, the others are its neighbours.
+closer than those. If one caption has several pictures, the nearest is the own image, the others are its neighbours.
 Threshold: from held-out prompts, whose own image the model never saw, at a stated false-positive rate. A prompt counts
 as reproduced if any of its seeds is below, and the threshold is set on the same minimum over seeds.
 Exact: squared distances of pixels are integers and computed as such (:mod:`memtrain.functional.pixel_distance`), so no
-result depends on the processor, its matrix library, the number of threads or the size of a block. Of equal images the
-first is nearest.
+result depends on the processor, its matrix library, the number of threads or the size of a block. Among equal
+images the first is nearest.
 Cost: one matrix product of all generations with all training images, in single precision, and one addition in double
 precision per 1024 of its multiplications; memory is bounded by `chunk_bytes`.
 Cannot: see copies that are shifted, mirrored, recoloured or partial (a learned copy detector can), nor count a training

@@ -2,19 +2,20 @@
 
 Method: the built-in descriptor (:mod:`memtrain.families.descriptors.builtin`) of every training image as an evaluation
 sees it. It proposes which training images a generation is compared with; the measures of copying then compare the
-images themselves. Looks are kept as those of a scan are (:mod:`memtrain.families.look_parts`): in parts, so that a
-killed evaluation goes on and tasks of an array share the work, below a name made of all that they depend on, so that
-evaluations of all checkpoints of a run read the same ones. Where a scan has looked at a picture that training does not
-cut, its descriptor is taken over instead of being computed again.
-Search: all descriptors with all queries in blocks up to :data:`EXACT_UP_TO` images; above, FAISS (extra `scan`)
-compares descriptors of 128 numbers (principal components, kept beside as `short.safetensors`), and of four times as
-many as are wanted those stay that are nearest by all numbers. A graph (:mod:`memtrain.families.faiss_search`) answers
-faster, but takes 0.4 ms an image to build, which pays for as many queries as there are images. Of equal similarities
-the first image comes first. Each query is asked whole and without a sixteenth at each edge, where a frame would be.
-Cost: 1 ms an image for the descriptor on one core besides decoding, 3.3 kB of disk, above 100,000 images 0.5 kB more. A
-search reads the file once, in blocks, whatever the number of queries; memory is bounded by a block.
-Cannot: propose a picture whose copy looks unlike it, such as a small part of it; `benchmarks/scale_index.py` says how
-many edited copies are found.
+images themselves. Descriptors are kept in parts like those of a scan (:mod:`memtrain.families.look_parts`), so that an
+interrupted evaluation continues and tasks of an array share the work. The folder is named after everything that they
+depend on, so that evaluations of all checkpoints of a run use the same index. Where a scan has described a picture that
+training does not crop, its descriptor is reused.
+Search: up to :data:`EXACT_UP_TO` images, all descriptors are compared with all queries, in blocks. Above, FAISS (extra
+`scan`) compares descriptors of 128 numbers (principal components, in `short.safetensors`). Four times as many images as
+needed are found so, and the nearest of them by the full descriptors are kept. A graph
+(:mod:`memtrain.families.faiss_search`) answers faster, but takes 0.4 ms an image to build, which pays for as many
+queries as there are images. Among equal similarities the first image comes first. Each query is searched whole and
+without a sixteenth at each edge, where a frame would be.
+Cost: 1 ms an image for the descriptor on one core, without decoding; 3.3 kB of disk, above 100,000 images 0.5 kB more.
+A search reads the file once, in blocks, whatever the number of queries; memory is bounded by a block.
+Cannot: propose a picture whose copy looks different, such as a small part of it; `benchmarks/scale_index.py` measures
+how many edited copies are found.
 """
 
 from __future__ import annotations
@@ -49,22 +50,22 @@ from memtrain.records import written_whole
 EXACT_UP_TO = 100_000
 """Images up to which all descriptors are compared in full."""
 SAMPLE, MORE = 20_000, 4
-"""Descriptors that principal components are computed from, and times as many of these as are wanted are looked at."""
+"""Number of descriptors for the principal components, and the factor of candidates over images needed."""
 EDGE = 16
 """Part of a side that is left out at each edge of the inner query."""
 _FORMAT = 1
-"""Of the index; another one is not read."""
+"""Format of the index; an index of another format is not read."""
 
 
 class TrainingIndex:
     """Descriptors of N training images in a folder.
 
     Args:
-        folder: of indexes; this one lies below its key.
-        source: has the images, as an evaluation sees them.
-        content: names the images for good, such as a hash of files, their sizes and times, and of how they are cut.
-        descriptor: describes them; default the built-in one.
-        known: what a scan knows of them.
+        folder: folder of indexes; this one is in a folder named after its key.
+        source: source of the images, as an evaluation sees them.
+        content: lasting name of the images, such as a hash of files, their sizes and times, and their crops.
+        descriptor: descriptor of images; default the built-in one.
+        known: descriptors of a scan.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class TrainingIndex:
 
     @property
     def folder(self) -> Path:
-        """Where the index lies."""
+        """Folder of the index."""
         return self._parts.folder
 
     @property
@@ -100,7 +101,7 @@ class TrainingIndex:
 
     @property
     def search(self) -> str:
-        """How the nearest are found: `exact` or `faiss`."""
+        """Method of the search: `exact` or `faiss`."""
         return "exact" if len(self) <= EXACT_UP_TO else "faiss"
 
     def build(
@@ -111,13 +112,13 @@ class TrainingIndex:
         workers: int | None = None,
         progress: bool = True,
     ) -> None:
-        """Describe what is not described yet: the own part first, then what no other process has done meanwhile.
+        """Describe the remaining images: the own part first, then parts that no other process has done meanwhile.
 
         Args:
             part: index and count of processes that build the same index.
-            others: go on with the parts of other processes.
-            workers: threads that decode.
-            progress: show a bar.
+            others: whether to continue with the parts of other processes.
+            workers: number of threads that decode.
+            progress: whether a progress bar is shown.
 
         Raises:
             ConfigurationError: if the search needs FAISS, which is not installed.
@@ -143,7 +144,7 @@ class TrainingIndex:
                 bar.update(one[1] - one[0] + 1)
 
     def _looked_at(self, part: tuple[int, int], pool: ThreadPoolExecutor) -> Looks:
-        """The looks of a range: what a scan knows, and the rest looked at."""
+        """Return the descriptors of a range: known ones from a scan, and the rest computed."""
         rows = np.arange(part[0], part[1] + 1)
         at = np.full(len(rows), -1) if self._known is None else self._known.place[rows]
         new = rows[at < 0].tolist()
@@ -153,7 +154,7 @@ class TrainingIndex:
             found.append(_taken_over(rows[at >= 0], np.asarray(self._known.descriptors[at[at >= 0]])))
         joined = Looks.joined(found)
         order = np.argsort(joined.rows, kind="stable")
-        # How long it took is no part of what was found: two processes write the same bytes.
+        # The time is left out, so that two processes write the same bytes.
         return replace(
             joined,
             rows=joined.rows[order],
@@ -165,11 +166,11 @@ class TrainingIndex:
         )
 
     def nearest(self, images: Tensor, count: int) -> Tensor:
-        """The nearest training images of each image.
+        """Return the nearest training images of each image.
 
         Args:
-            images: `(n, 3, H, W)` uint8.
-            count: wanted of each.
+            images: images `(n, 3, H, W)` uint8.
+            count: number of nearest training images of each.
 
         Returns:
             `(n, k)` int64 numbers of training images; k is `count`, or fewer where there are fewer.
@@ -182,7 +183,7 @@ class TrainingIndex:
         queries = np.concatenate([self._descriptor.describe(pictures(one)) for one in (images, inner)])
         similarity, at = self.search_descriptors(queries, count)
         n = len(images)
-        # Of an image that both queries find, the higher similarity counts.
+        # For an image that both queries find, the higher similarity counts.
         both, rows = np.concatenate([similarity[:n], similarity[n:]], 1), np.concatenate([at[:n], at[n:]], 1)
         found = np.empty((n, similarity.shape[1]), np.int64)
         for row in range(n):
@@ -194,7 +195,7 @@ class TrainingIndex:
     def search_descriptors(
         self, queries: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Similarity and number of the nearest of each query, `(n, k)` each, the nearest first."""
+        """Return similarity and number of the nearest images of each query, `(n, k)` each, the nearest first."""
         self._parts.merged()
         path = self.folder / ALL
         if self.search == "exact":
@@ -206,7 +207,7 @@ class TrainingIndex:
     def search_shortened(
         self, queries: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The same by FAISS, and places in the file instead of numbers."""
+        """Return the same by FAISS, with positions in the file instead of numbers."""
         mean, components = self._short()
         short = shortened(queries, mean, components)
         _, at = nearest_faiss(short, blocks_of(self.folder / "short.safetensors", "short"), MORE * count)
@@ -219,12 +220,12 @@ class TrainingIndex:
         return np.take_along_axis(similarity, best, 1), np.take_along_axis(at, best, 1)
 
     def _short(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Mean `(D,)` and principal components `(D, 128)`; at the first call computed, and all are shortened."""
+        """Return mean `(D,)` and principal components `(D, 128)`; the first call computes them and shortens all."""
         path = self.folder / "short.safetensors"
         if not path.is_file():
             count = len(open_arrays(self.folder / ALL)["rows"])
             some = np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])
-            # In stretches: rows of a mapped file bring their surroundings into memory, until the mapping is dropped.
+            # In runs of rows: rows of a mapped file load their neighbours into memory, until the mapping is closed.
             stretches = np.array_split(some, -(-len(some) // 500))
             taken = [np.asarray(open_arrays(self.folder / ALL)["descriptors"][one]) for one in stretches]
             mean, components = principal_components(np.concatenate(taken))
@@ -243,7 +244,7 @@ class TrainingIndex:
 
 
 def _without_pictures(looks: Looks) -> Looks:
-    """Thumbnails, hashes and sizes are a scan's; an index keeps none of them."""
+    """Remove thumbnails, hashes and sizes, which belong to a scan and not to an index."""
     return replace(
         looks,
         hashes=np.zeros((len(looks), 0), np.uint8),

@@ -1,6 +1,7 @@
 """How many images a device is given at once: as many as asked for, halved each time its memory runs out.
 
-What was found for a pipeline holds as long as it lives, in pixels, so that the next sampling does not run out again.
+The number found for a pipeline is kept in pixels as long as the pipeline exists, so that the next sampling does not run
+out of memory again.
 Results are the same up to rounding: kernels may sum in another order for another batch size.
 """
 
@@ -19,11 +20,11 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _FOUND: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-"""By pipeline, pixels of all images for which memory sufficed after it had run out."""
+"""Pixels of all images of a batch for which memory was enough after it had run out, by pipeline."""
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether a device had no room for a tensor: a GPU's error has a class, a CPU's only its words."""
+    """Whether a device had no room for a tensor: a GPU's error has a class, a CPU's error only a message."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
@@ -36,25 +37,25 @@ def in_parts(
     most: int | None = None,
     what: str = "Sampling",
 ) -> list[tuple[range, T]]:
-    """Do a batch's work at once, or in as many parts as memory asks for.
+    """Do a batch's work at once, or in as many parts as memory requires.
 
     Args:
-        pipeline: by which what was found is known again.
-        rows: of the batch.
-        work: takes rows; it may be called again for rows for which it ran out of memory.
-        pixels: of one image.
-        most: rows that are done at once, where an estimate says so; default all.
-        what: is done, for the message.
+        pipeline: pipeline under which the number of images that fit is kept.
+        rows: rows of the batch.
+        work: function of rows; it may be called again for rows for which it ran out of memory.
+        pixels: pixels of one image.
+        most: highest number of rows at once, from an estimate; default all.
+        what: name of the work, for the message.
 
     Returns:
-        Parts of `rows` in order, and what was made of each.
+        Parts of `rows` in order, each with its result.
 
     Raises:
         torch.OutOfMemoryError: if one image does not fit; on a CPU a RuntimeError.
     """
     done: list[tuple[range, T]] = []
     start = rows.start
-    # Parts of an even size, so that none is left with a few images.
+    # Parts of an even size, so that no part has only a few images.
     most = len(rows) if most is None else -(-len(rows) // -(-len(rows) // most))
     if pipeline in _FOUND:
         most = min(most, max(1, _FOUND[pipeline] // pixels))
@@ -71,8 +72,8 @@ def in_parts(
         most = (len(part) + 1) // 2
         _FOUND[pipeline] = most * pixels
         log.warning(
-            "%s %d images at once needs more memory than the device has: %d at once from now on (--batch_size %d asks "
-            "for no more)",
+            "%s %d images at once needs more memory than the device has: %d at once from now on (--batch_size %d "
+            "avoids this warning)",
             *(what, len(part), most, most),
         )
         gc.collect()

@@ -1,8 +1,8 @@
-"""The text attention of single denoiser calls, for the detectors that look at it.
+"""The text attention of single denoiser calls, for the detectors that read it.
 
 Queries and keys are projected once more by a pre-hook on each attention module, as the probe does in training. Nothing
-is read in calls that no detector asks about, and of a map over image tokens only the column of EOS is kept, at the
-sites of the first block that has attention.
+is read in calls that no detector needs. Only the column of EOS is kept of a map over image tokens, at the sites of
+the first block that has attention.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class CallAttention:
     """Hooks on the attention modules of a denoiser.
 
     Args:
-        denoiser: unwrapped.
-        backbone: its family.
-        images: B; the last B rows of a call are those under the prompts.
+        denoiser: denoiser without wrappers.
+        backbone: family of the denoiser.
+        images: number of images, B; the last B rows of a call are the conditional ones.
 
     Attributes:
-        token_attention: per site `(B, T)` of the call at hand.
-        eos_attention: per site of the first block `(B, N)` of the call at hand.
+        token_attention: attention of the current call, `(B, T)` per site.
+        eos_attention: attention of the current call to EOS, `(B, N)` per site of the first block.
     """
 
     def __init__(self, denoiser: nn.Module, backbone: Backbone, *, images: int) -> None:
@@ -45,7 +45,7 @@ class CallAttention:
         """Register the hooks.
 
         Returns:
-            What removes them again.
+            Functions that remove the hooks.
         """
         return [
             module.register_forward_pre_hook(self._hook(name), with_kwargs=True).remove
@@ -53,21 +53,21 @@ class CallAttention:
         ]
 
     def begin(self, tokens: int, *, every_token: bool, eos: Tensor | None) -> None:
-        """Forget the last call, and say what to read of the next.
+        """Forget the last call, and set what is read in the next one.
 
         Args:
-            tokens: T, text tokens that the denoiser is given.
-            every_token: read `token_attention`.
-            eos: `(B,)` index of the token whose `eos_attention` is read, or None for none.
+            tokens: number of text tokens of the denoiser's input, T.
+            every_token: whether `token_attention` is read.
+            eos: `(B,)` index of the token whose `eos_attention` is read, or None for no EOS attention.
         """
         self.token_attention, self.eos_attention = {}, {}
         self._tokens, self._every, self._eos = tokens, every_token, eos
 
     def check(self) -> None:
-        """Raise if a site was silent in a call that was to be read.
+        """Raise if a site reported nothing in a call that was read.
 
         Raises:
-            ProbeError: naming the first.
+            ProbeError: if a site reported nothing; the message names the first.
         """
         silent = [name for name in self.sites if self._every and name not in self.token_attention]
         silent += [name for name in self.first_block if self._eos is not None and name not in self.eos_attention]

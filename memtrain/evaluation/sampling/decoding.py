@@ -1,8 +1,8 @@
-"""Images from latents, as diffusers makes them: as many at once as memory allows, and never of numbers that are none.
+"""Images from latents, as diffusers makes them: as many at once as memory allows, without NaN or infinite numbers.
 
-Decoding takes far more memory than denoising (25.8 GB for 32 images of 512 px in fp32), so it goes in slices: on a GPU
-by what is free on it, on a CPU of a fixed budget (:mod:`memtrain.functional.memory`), or less where less is free. An
-autoencoder that overflows in half precision decodes in fp32 instead.
+Decoding takes far more memory than denoising (25.8 GB for 32 images of 512 px in fp32), so it runs in slices. Their
+size follows from the free memory on a GPU, and from a fixed budget on a CPU (:mod:`memtrain.functional.memory`), or
+from the free memory where that is less. An autoencoder that overflows in half precision decodes in fp32 instead.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-    """Clean latents `(B, C, h, w)` to images `(B, 3, H, W)` uint8, on the CPU; no safety checker sees them.
+    """Decode clean latents `(B, C, h, w)` to images `(B, 3, H, W)` uint8, on the CPU; no safety checker sees them.
 
     Raises:
-        ConfigurationError: if latents in half precision hold numbers that are none.
+        ConfigurationError: if latents in half precision hold NaN or infinite numbers.
     """
     if not torch.isfinite(latents).all():
         _refuse_or_warn(latents)
@@ -50,7 +50,7 @@ def decode_images(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _decode(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
-    # Half precision, where a training computes in it, is too narrow for some autoencoders.
+    # The half precision of a training run is too narrow for some autoencoders.
     with torch.autocast(latents.device.type, enabled=False):
         decoded = decode_latents(pipeline.vae, latents)
         if not torch.isfinite(decoded).all() and pipeline.vae.dtype == torch.float16:
@@ -60,21 +60,21 @@ def _decode(pipeline: DiffusionPipeline, latents: Tensor) -> Tensor:
 
 
 def _refuse_or_warn(latents: Tensor) -> None:
-    """A model that diverged is a finding, one that overflowed is not."""
+    """Warn of a model that diverged, which is a finding; refuse one that overflowed in half precision."""
     bad = int((~torch.isfinite(latents.flatten(1))).any(dim=1).sum())
-    found = f"{bad} of {len(latents)} samples hold numbers that are none (NaN or infinite)"
+    found = f"{bad} of {len(latents)} samples hold NaN or infinite numbers"
     if latents.dtype == torch.float32:
-        log.warning("%s: the model has diverged, and their images show nothing", found)
+        log.warning("%s: the model has diverged, and these images show nothing", found)
         return
     raise ConfigurationError(
         f"{found} in {str(latents.dtype).removeprefix('torch.')}",
         expected="a model that can compute in half precision",
-        remedy="take --dtype bfloat16 or float32",
+        remedy="give --dtype bfloat16 or --dtype float32",
     )
 
 
 def _at_once(pipeline: DiffusionPipeline, device: torch.device, *, height: int, width: int) -> int:
-    """Images that are decoded at once: by half of what is free, on a CPU at most those of the fixed budget."""
+    """Return how many images are decoded at once: by half of the free memory, on a CPU at most by the fixed budget."""
     free, wide = free_memory(device), pipeline.vae.config.get("force_upcast", False)
     number = 4 if wide else pipeline.vae.dtype.itemsize
     fixed = images_at_once(height, width)

@@ -1,7 +1,8 @@
 """Show detectors every call of a pipeline's denoiser while it samples.
 
-The denoiser is observed through hooks that are removed whatever happens. With classifier-free guidance the pipeline
-calls the denoiser on `[n unconditional; n conditional]` latents: the second half is the conditional one, for any n.
+The denoiser is observed through hooks that are always removed, also after an error. With classifier-free guidance the
+pipeline calls the denoiser on `[n unconditional; n conditional]` latents: the second half is the conditional one, for
+every n.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from memtrain.models.placement import execution_device, offloaded
 from memtrain.models.stock_pipeline import as_maps, check_pipeline, denoiser_of, has_two_halves, text_tokenizer
 
 KNOWN = {field.name for field in fields(DenoiserStep)} | {"images"}
-"""What a detector can need."""
+"""Names that a detector can list in `needs`."""
 
 
 @contextmanager
@@ -37,15 +38,15 @@ def observed(
     guidance_scale: float,
     until_read: bool = False,
 ) -> Iterator[dict[str, list[Tensor]]]:
-    """Collect what `detectors` keep of each denoiser call, per detector name.
+    """Collect the readings of `detectors` from each denoiser call, per detector name.
 
-    On leaving, each list holds one tensor `(B, R, ...)`: the readings as the detector condenses them.
+    At the end, each list holds one tensor `(B, R, ...)`: the readings as the detector condenses them.
 
     Raises:
-        AllRead: out of the pipeline's call, with `until_read`, when no detector reads any further call.
-        ConfigurationError: if a detector needs what nobody can give it.
-        ProbeError: if a call has another batch than there are prompts, doubled when guided, or a detector read
-            nothing.
+        AllRead: with `until_read`, from the pipeline's call, once no detector reads any further call.
+        ConfigurationError: if a detector needs a value that sampling cannot provide.
+        ProbeError: if the batch of a call differs from the number of prompts (twice it with guidance), or a detector
+            read nothing.
     """
     check_needs(pipeline, detectors, guidance_scale=guidance_scale)
     calls = _Calls(pipeline, detectors, prompts=prompts, guidance_scale=guidance_scale, until_read=until_read)
@@ -68,7 +69,7 @@ def check_needs(pipeline: DiffusionPipeline, detectors: Sequence[Detector], *, g
     """Refuse detectors whose needs sampling cannot meet.
 
     Raises:
-        ConfigurationError: naming them.
+        ConfigurationError: if there are such detectors; the message names them.
     """
     kind = type(pipeline).__name__
     check_pipeline(kind)
@@ -83,38 +84,39 @@ def check_needs(pipeline: DiffusionPipeline, detectors: Sequence[Detector], *, g
             raise ConfigurationError(
                 f"{detector.name} needs the noise schedule, and {type(pipeline.scheduler).__name__} has none",
                 expected="a scheduler with alphas_cumprod, such as DDIM",
-                remedy="change the scheduler, or leave the detector out",
+                remedy="change the scheduler or leave the detector out",
             )
         if kind == "StableDiffusion3Pipeline" and detector.needs & {"prompt_length", "eos_attention"}:
             raise ConfigurationError(
-                f"{detector.name} needs one end of the prompt, and {kind} reads it twice, with CLIP and with T5",
+                f"{detector.name} needs one end of the prompt, but {kind} reads the prompt twice, with CLIP and with "
+                f"T5",
                 expected="a pipeline whose attention reads one text",
                 remedy="leave the detector out",
             )
         if kind == "FluxPipeline" and "denoise" in detector.needs:
             raise ConfigurationError(
-                f"{detector.name} runs the denoiser on latents of its own, which {kind} takes in patches",
-                expected="a pipeline that takes latents as they are",
+                f"{detector.name} calls the denoiser on unpatched latents, but {kind} takes latents in patches",
+                expected="a pipeline that takes latents without patches",
                 remedy="leave the detector out",
             )
     if offloaded(pipeline) and (calling := [one.name for one in detectors if "denoise" in one.needs]):
         raise ConfigurationError(
-            f"{', '.join(calling)} would call the denoiser, which waits on the CPU between the pipeline's own calls",
-            expected="a pipeline that is on one device as a whole",
-            remedy="leave --offload or the detector out",
+            f"{', '.join(calling)} would call the denoiser, which is on the CPU between the pipeline's own calls",
+            expected="a pipeline that is completely on one device",
+            remedy="remove --offload or the detector",
         )
     blind = [detector.name for detector in detectors if "unconditional" in detector.needs]
     if blind and not has_two_halves(pipeline, guidance_scale):
         raise ConfigurationError(
-            f"{', '.join(blind)} needs unconditional predictions, and {kind} at guidance_scale={guidance_scale} makes "
+            f"{', '.join(blind)} needs unconditional predictions, but {kind} at guidance_scale={guidance_scale} makes "
             "none",
-            expected="guidance_scale above 1, and a model that was not distilled to need one pass alone",
-            remedy="raise guidance_scale, or leave the detector out",
+            expected="guidance_scale above 1, and a model that was not distilled to a single pass",
+            remedy="raise guidance_scale or leave the detector out",
         )
 
 
 class AllRead(Exception):
-    """Ends a sampling of which no detector reads any more. Nothing went wrong."""
+    """Ends a sampling once no detector reads any further call. It is not an error."""
 
 
 class _Calls:
@@ -161,7 +163,7 @@ class _Calls:
 
     @property
     def total(self) -> int:
-        """Calls of this sampling, which some schedulers make more of than steps."""
+        """Number of calls of this sampling; some schedulers make more calls than steps."""
         return len(self.pipeline.scheduler.timesteps)
 
     def _asks(self, need: str) -> bool:
@@ -224,12 +226,12 @@ class _Calls:
     def _denoise(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], latents: Tensor, timestep: float | None
     ) -> tuple[Tensor, Tensor | None]:
-        """The call with `args` and `kwargs` once more, with other latents and perhaps at another timestep."""
+        """Repeat the call with `args` and `kwargs`, with other latents and perhaps at another timestep."""
         known, then, _ = self.backbone.inputs(args, kwargs)
         now = then if timestep is None else torch.full_like(torch.as_tensor(then), timestep)
         if timestep is not None and not any(value is then for value in (*args, *kwargs.values())):
             raise ProbeError(
-                f"{type(self.denoiser).__name__} is not called with its timestep as it is",
+                f"{type(self.denoiser).__name__} is called without its original timestep",
                 expected="a timestep among the arguments",
                 remedy="leave out the detectors that need another timestep",
             )
@@ -253,9 +255,9 @@ def read_images(detectors: Sequence[Detector], images: Tensor, kept: dict[str, l
     """Show the finished images to the detectors that need them.
 
     Args:
-        detectors: all of a sampling.
-        images: `(B, 3, H, W)` uint8.
-        kept: what :func:`observed` collects; readings are appended.
+        detectors: all detectors of a sampling.
+        images: images `(B, 3, H, W)` uint8.
+        kept: lists of :func:`observed`, to which readings are appended.
     """
     for detector in detectors:
         reading = detector.read_images(images) if "images" in detector.needs else None
@@ -264,7 +266,7 @@ def read_images(detectors: Sequence[Detector], images: Tensor, kept: dict[str, l
 
 
 def prompt_lengths(pipeline: DiffusionPipeline, prompts: Sequence[str], *, truncation: bool = True) -> Tensor:
-    """Tokens of each prompt with BOS and EOS, `(B,)`, with `truncation` at most what the text encoder reads."""
+    """Count the tokens of each prompt with BOS and EOS, `(B,)`; with `truncation` at most the text encoder's length."""
     tokenizer, most = text_tokenizer(pipeline)
     encoded = tokenizer(list(prompts), truncation=truncation, max_length=most if truncation else None)["input_ids"]
     return torch.tensor([len(ids) for ids in encoded])

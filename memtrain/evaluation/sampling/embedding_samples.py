@@ -1,4 +1,4 @@
-"""Sample images from text embeddings, each prompt under a neuron mask of its own.
+"""Sample images from text embeddings, each prompt under its own neuron mask.
 
 For the prompts' own embeddings and without masks, the images are those of
 :func:`memtrain.evaluation.sampling.generate.generate` with the same seeds, so masked, unmasked and re-triggered images
@@ -35,10 +35,10 @@ def sample_embeddings(
     """Sample one image for every embedding and seed.
 
     Args:
-        pipeline: a Stable Diffusion 1.x or 2.x pipeline.
-        embeddings: `(P, T, D)`, the conditional half; the unconditional one is that of the empty prompt.
-        sampling: the settings.
-        masks: P masks, None where nothing is masked; default no masks. Both halves of guidance are masked.
+        pipeline: Stable Diffusion 1.x or 2.x pipeline.
+        embeddings: conditional embeddings `(P, T, D)`; the unconditional one is the embedding of the empty prompt.
+        sampling: settings.
+        masks: P masks, None for no mask; default no masks. Both halves of guidance are masked.
 
     Returns:
         `(P, K, 3, H, W)` uint8 on the CPU.

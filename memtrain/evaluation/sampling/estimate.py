@@ -1,4 +1,4 @@
-"""What a sampling will take, said once: measured on its first batch, for those who wait or pay by the hour."""
+"""The time that a sampling will take, printed once, from a measurement on its first batch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import time
 from memtrain.files.progress import say_aside
 
 LONG = 60.0
-"""Seconds that have to be left for anything to be said."""
+"""Remaining seconds from which on the estimate is printed."""
 
 
 class Estimate:
-    """Says after the first batch how long the others will take.
+    """Prints after the first batch how long the others will take.
 
     Args:
-        images: that are to be sampled.
-        steps: of each.
+        images: number of images to sample.
+        steps: steps of each image.
         size: height and width.
-        device: where.
-        silent: say nothing.
+        device: name of the device.
+        silent: whether nothing is printed.
     """
 
     def __init__(self, images: int, *, steps: int, size: tuple[int, int], device: str, silent: bool = False) -> None:
@@ -26,7 +26,7 @@ class Estimate:
         self._begun: float | None = None if silent else time.perf_counter()
 
     def batch(self, done: int) -> None:
-        """After the first batch of `done` images: print, if much is left. Later calls do nothing."""
+        """Print the estimate after the first batch of `done` images, if much time is left. Later calls do nothing."""
         if self._begun is None:
             return
         each = (time.perf_counter() - self._begun) / done
@@ -40,7 +40,7 @@ class Estimate:
 
 
 def said(seconds: float) -> str:
-    """`3 min`, `2 h 5 min`."""
+    """Return a duration as `3 min` or `2 h 5 min`."""
     minutes = max(1, round(seconds / 60))
     hours, rest = divmod(minutes, 60)
     return f"{hours} h {rest} min" if hours else f"{rest} min"

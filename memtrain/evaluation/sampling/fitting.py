@@ -2,14 +2,14 @@
 
 Method: the stock pipeline is called with one prompt up to its first denoiser call, whose arguments are kept; the call
 is then run on tensors without content (:mod:`memtrain.models.simulated_memory`), for one image and for two. Memory
-grows by the same amount with each image, so both tell what any number takes: activations at the fullest moment, with
-both halves of guidance, in the model's own type. Detectors that read the attention take a constant beside it.
-Source: ours. Cost: one text encoding and some seconds, once for a model, an image size and guidance; none for as few
-pixels as fit anywhere (:data:`memtrain.functional.memory.PIXELS`).
+grows by the same amount with each image, so both give the memory of any number: activations at the peak, with both
+halves of guidance, in the model's own type. Detectors that read the attention take a constant in addition.
+Source: ours. Cost: one text encoding and some seconds, once for a model, an image size and guidance; none for so
+few pixels that they always fit (:data:`memtrain.functional.memory.PIXELS`).
 Checked: against the allocator's own count on a CPU (tests, `benchmarks/evaluation_memory.py`).
-Cannot: see workspaces and pieces that an allocator cannot use, for which a seventh of what is free is left alone, nor
-what other programs take meanwhile; nor simulate what asks tensors for their values. Where an estimate was too low, or
-there is none, a batch that does not fit is halved (:mod:`memtrain.evaluation.sampling.at_once`).
+Cannot: see workspaces and fragments that an allocator cannot use, for which a seventh of the free memory is kept in
+reserve, nor the later use by other programs. Code that reads the values of tensors cannot be simulated. Where an
+estimate was too low or is missing, a batch that does not fit is halved (:mod:`memtrain.evaluation.sampling.at_once`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ READING = 3 * 4 * MAXIMUM_ELEMENTS
 """Bytes of a detector's reading of the attention: logits, probabilities and their sum, in float32."""
 
 _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int] | None]] = WeakKeyDictionary()
-"""By denoiser, and by size, guidance and type, what :func:`denoising_bytes` found."""
+"""Results of :func:`denoising_bytes` by denoiser, and by size, guidance and type."""
 
 
 class _Seen(Exception):
@@ -50,13 +50,13 @@ class _Seen(Exception):
 def images_that_fit(
     pipeline: Any, sampling: Sampling, *, size: tuple[int, int], detectors: Sequence[Detector] = ()
 ) -> int:
-    """Images that a sampling should give the denoiser at once, at most the settings' `batch_size`.
+    """Return how many images a sampling should give the denoiser at once, at most the settings' `batch_size`.
 
     Args:
-        pipeline: on its device.
-        sampling: the settings.
+        pipeline: pipeline on its device.
+        sampling: settings.
         size: height and width of the images.
-        detectors: that read the denoiser.
+        detectors: detectors that read the denoiser.
     """
     if not sampling.by_memory or sampling.batch_size * size[0] * size[1] <= PIXELS:
         return sampling.batch_size
@@ -73,24 +73,24 @@ def images_that_fit(
 
 
 def images_in(free: int, found: tuple[int, int], *, reading: int = 0) -> int:
-    """Images for which some bytes suffice, at least one.
+    """Return the number of images for which some bytes are enough, at least one.
 
     Args:
-        free: bytes of the device.
-        found: from :func:`denoising_bytes`.
-        reading: bytes that are taken beside.
+        free: free bytes of the device.
+        found: result of :func:`denoising_bytes`.
+        reading: bytes taken in addition.
     """
     fixed, each = found
     return max(1, (int(free * USABLE) - reading - fixed) // max(1, each))
 
 
 def rows_with_gradients(pipeline: Any, *, size: tuple[int, int], most: int = 32) -> int:
-    """Rows of a forward and backward pass to the text for which the device has memory, at most `most`.
+    """Return the rows of a forward and backward pass to the text for which the device has memory, at most `most`.
 
     Args:
-        pipeline: of Stable Diffusion 1.x or 2.x, on its device.
+        pipeline: Stable Diffusion 1.x or 2.x pipeline, on its device.
         size: height and width of the images.
-        most: where all fit.
+        most: highest result.
     """
     device = execution_device(pipeline)
     free = free_memory(device)
@@ -101,7 +101,7 @@ def rows_with_gradients(pipeline: Any, *, size: tuple[int, int], most: int = 32)
 
 
 def _absent(pipeline: Any, device: torch.device) -> int:
-    """Bytes of a denoiser that comes to the device for its calls only."""
+    """Return the bytes of a denoiser that is moved to the device only for its calls."""
     weights = list(denoiser_of(pipeline).parameters())
     return sum(one.numel() * one.element_size() for one in weights if one.device.type != device.type)
 
@@ -117,9 +117,9 @@ def _known_bytes(
         try:
             call = first_call(pipeline, sampling, size)
             known[key] = denoising_bytes(denoiser, call, halves=halves, backward=backward)
-        except Exception as error:  # of the denoiser's own code, which may ask for values
+        except Exception as error:  # of the denoiser's own code, which may read values
             log.warning(
-                "No estimate of the memory that %s takes (%s): batches of %d are tried, and halved if need be",
+                "No estimate of the memory that %s takes (%s): batches of %d are tried, and halved if they do not fit",
                 *(type(denoiser).__name__, f"{type(error).__name__}: {error}".splitlines()[0], sampling.batch_size),
             )
             known[key] = None
@@ -127,7 +127,7 @@ def _known_bytes(
 
 
 def first_call(pipeline: Any, sampling: Sampling, size: tuple[int, int]) -> Mapping[str, Any]:
-    """The arguments of the denoiser's first call for one prompt; `args` in it stands for positional ones."""
+    """Return the arguments of the denoiser's first call for one prompt; `args` holds the positional ones."""
     seen: dict[str, Any] = {}
 
     def keep(denoiser: nn.Module, args: Any, kwargs: Any) -> None:
@@ -157,13 +157,13 @@ def first_call(pipeline: Any, sampling: Sampling, size: tuple[int, int]) -> Mapp
 def denoising_bytes(
     denoiser: nn.Module, call: Mapping[str, Any], *, halves: int, backward: bool = False
 ) -> tuple[int, int]:
-    """Bytes that a denoiser call takes beyond its weights: a constant, and what each image adds.
+    """Return the bytes that a denoiser call takes in addition to its weights: a constant, and the bytes per image.
 
     Args:
-        denoiser: on any device, `meta` too; it is left as it is.
-        call: its arguments for one image, as :func:`first_call` keeps them.
+        denoiser: denoiser on any device, also `meta`, left as it is.
+        call: arguments for one image, from :func:`first_call`.
         halves: rows of an image in a call, 2 with guidance.
-        backward: count the gradients of the text, too, with frozen weights.
+        backward: whether the gradients of the text are counted, too, with frozen weights.
     """
     with torch.set_grad_enabled(backward), simulation() as counter:
         copied = without_content(denoiser, hooks=False).eval().requires_grad_(False)

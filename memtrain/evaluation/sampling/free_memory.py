@@ -1,4 +1,4 @@
-"""Memory that a device has left: a GPU's own count, and on a CPU what the system and the job's limit leave."""
+"""Free memory of a device: a GPU's own count, or on a CPU the lower of the system's free memory and the job's limit."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 MEMINFO = Path("/proc/meminfo")
 GROUP, PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux says what is available, and what a container or a job may take."""
+"""Files of Linux with the available memory, and with the limit of a container or a job."""
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that tensors can still take; None where nobody says.
+    """Return the bytes that tensors can still take; None where they are unknown.
 
     Args:
-        device: a GPU, of which what torch holds and does not use counts as free, or the CPU.
+        device: GPU (memory that torch has reserved but does not use counts as free) or CPU.
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -35,7 +35,7 @@ def _available() -> int | None:
 
 
 def _left_to_the_job() -> int | None:
-    """Under the limits of the process's control group and of those around it."""
+    """Return the bytes left under the limits of the process's control group and its parent groups."""
     try:
         lines = PROCESS.read_text(encoding="ascii").splitlines()
         own = next(line[3:] for line in lines if line.startswith("0::"))
@@ -47,9 +47,9 @@ def _left_to_the_job() -> int | None:
 
 
 def _left(group: Path) -> int | None:
-    """Of a group's limit; files that are cached for it count as free."""
+    """Return the bytes left under a group's limit; its cached files count as free."""
     try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))  # "max" where there is none
+        limit = int((group / "memory.max").read_text(encoding="ascii"))  # "max" without a limit
         used = int((group / "memory.current").read_text(encoding="ascii"))
         lines = (group / "memory.stat").read_text(encoding="ascii").splitlines()
         cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -2,12 +2,11 @@
 
 The pipeline is not forked and any scheduler works: `denoiser_calls.py` shows the detectors what the denoiser does.
 
-Each image has its own generator, seeded with its seed alone. So an image depends on its prompt and seed but not on the
-batch it was sampled in (beyond rounding: kernels may sum in another order for another batch size), all prompts start
-from the same noise for the same seed, and any image can be had again with
-`pipeline(prompt, generator=torch.Generator().manual_seed(seed))`.
+Each image has its own generator, seeded with its seed alone. So an image depends on its prompt and seed, but not on its
+batch (except for rounding: kernels may sum in another order for another batch size). All prompts start from the same
+noise for the same seed, and `pipeline(prompt, generator=torch.Generator().manual_seed(seed))` reproduces any image.
 
-A safety checker of the pipeline is not applied: an image that it blackens could not be compared with anything.
+A safety checker of the pipeline is not applied: a blackened image could not be compared with anything.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ from memtrain.models.stock_pipeline import denoiser_of, own_size, sampling_argum
 
 @dataclass(frozen=True)
 class Trace:
-    """What was sampled and what the detectors kept.
+    """The images of a sampling and the readings of the detectors.
 
     Attributes:
         prompts: P prompts.
         seeds: K seeds, the same for every prompt.
-        images: `(P, K, 3, H, W)` uint8, on the CPU.
-        readings: per detector name `(P, K, R, ...)` fp32 or whole numbers, on the CPU.
+        images: images `(P, K, 3, H, W)` uint8, on the CPU.
+        readings: readings `(P, K, R, ...)` by detector name, fp32 or whole numbers, on the CPU.
     """
 
     prompts: tuple[str, ...]
@@ -66,19 +65,19 @@ def generate(
     """Sample one image for every prompt and seed.
 
     Args:
-        pipeline: one of memtrain.models.stock_pipeline; it is left as it was.
+        pipeline: pipeline of a kind in :mod:`memtrain.models.stock_pipeline`, left as it was.
         prompts: P prompts, as a list, an array or a column of a data frame.
-        sampling: the settings.
-        detectors: read the denoiser's predictions; their names must differ.
-        store: a folder for samplings. Every batch is written to a folder in it as soon as it is there, named after all
-            that the images depend on, and a sampling of the same goes on where it was killed. The trace is then mapped
-            from the files, and costs no memory.
-        part: of the batches, where several processes share the work and a store.
+        sampling: settings.
+        detectors: detectors that read the denoiser's predictions; their names must differ.
+        store: folder for samplings. Every batch is written, as soon as it is complete, to a folder in it that is named
+            after everything that the images depend on. An interrupted sampling continues there. The trace is mapped
+            from the files and costs no memory.
+        part: part of the batches of this process, where several processes share the work and a store.
 
     Raises:
-        ConfigurationError: if settings contradict each other, or the disk has no room.
-        ProbeError: if the denoiser was not seen working as expected.
-        UnfinishedParts: if this part is sampled and those of other processes are not.
+        ConfigurationError: if settings contradict each other, or the disk is too small.
+        ProbeError: if the denoiser's calls differ from the expected ones.
+        UnfinishedParts: if this part is sampled and parts of other processes are missing.
     """
     sampling, prompts = sampling or Sampling(), prompt_list(prompts)
     if store is not None:
@@ -106,7 +105,7 @@ def _stored(
     store: Path,
     part: Part,
 ) -> Trace:
-    """As :func:`generate`, through files."""
+    """Do the same as :func:`generate`, with the images in files."""
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
     seeds = len(sampling.seeds)
@@ -116,7 +115,7 @@ def _stored(
     if missing := kept.missing():
         done = 0 if part != WHOLE else len(prompts) * seeds - sum(map(len, missing))
         if done and sampling.progress:
-            say_aside(f"Sampling goes on: {done} of {len(prompts) * seeds} images lie in {folder}")
+            say_aside(f"Sampling continues: {done} of {len(prompts) * seeds} images are in {folder}")
         for rows, images, readings in _sample(
             pipeline, prompts, sampling, detectors=detectors, decode=True, parts=missing
         ):
@@ -139,13 +138,13 @@ def read_prompts_with(
     *,
     sampling: Sampling | None = None,
 ) -> dict[str, Tensor]:
-    """The detectors' readings alone, per name `(P, K, R, ...)`; arguments as :func:`generate`.
+    """Return the detectors' readings alone, per name `(P, K, R, ...)`; arguments as :func:`generate`.
 
     Sampling stops as soon as no detector reads any more, so one-step detectors cost one denoiser call. Images are
     decoded if a detector needs them.
     """
     if not detectors:
-        raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name one")
+        raise ConfigurationError("No detector to read prompts with", expected="at least one", remedy="name a detector")
     sampling, prompts = sampling or Sampling(), prompt_list(prompts)
     readings: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
     for _, _, kept in _sample(pipeline, prompts, sampling, detectors=detectors, until_read=True):
@@ -164,9 +163,9 @@ def _sample(
     decode: bool = False,
     parts: Sequence[range] | None = None,
 ) -> Iterator[tuple[range, Tensor | None, dict[str, Tensor]]]:
-    """Batches: their rows, images `(B, 3, H, W)` if asked for, and readings `(B, R, ...)`.
+    """Yield batches: their rows, images `(B, 3, H, W)` on request, and readings `(B, R, ...)`.
 
-    Rows count the prompts, and of each its seeds. `parts` are those of the batches to sample; default all.
+    Rows count the prompts, and within each prompt its seeds. `parts` are the rows of the batches; default all.
     """
     _check(prompts, detectors)
     check_needs(pipeline, detectors, guidance_scale=sampling.guidance_scale)
@@ -206,7 +205,7 @@ def _batch(
     until_read: bool,
     decode: bool,
 ) -> tuple[Tensor | None, dict[str, Tensor]]:
-    """Images and readings of some prompts with their seeds, sampled at once."""
+    """Sample some prompts with their seeds at once; return images and readings."""
     texts, images = [prompt for prompt, _ in pairs], None
     height, width = sampling.size or own_size(pipeline)
     watching = observed(
@@ -238,7 +237,7 @@ def _batch(
 
 
 def sampled_size(pipeline: DiffusionPipeline, sampling: Sampling) -> tuple[int, int]:
-    """Height and width of the images, also where the pipeline is left to its own."""
+    """Return height and width of the images, also for the default size of the pipeline."""
     if sampling.size is not None:
         return sampling.size
     config: Any = denoiser_of(pipeline).config
@@ -248,7 +247,7 @@ def sampled_size(pipeline: DiffusionPipeline, sampling: Sampling) -> tuple[int, 
 
 
 def _unpacked(pipeline: DiffusionPipeline, latents: Tensor, size: tuple[int, int] | None) -> Tensor:
-    """FLUX's patches `(B, N, 4 C)` as `(B, C, h, w)`; others as they are."""
+    """Return FLUX's patches `(B, N, 4 C)` as `(B, C, h, w)`; others unchanged."""
     if latents.dim() == 4:
         return latents
     height, width = size or (pipeline.default_sample_size * pipeline.vae_scale_factor,) * 2
@@ -257,22 +256,20 @@ def _unpacked(pipeline: DiffusionPipeline, latents: Tensor, size: tuple[int, int
 
 
 def _on_host(readings: Tensor) -> Tensor:
-    """On the CPU, and in fp32 unless they are whole numbers."""
+    """Move readings to the CPU, in fp32 unless they are whole numbers."""
     return (readings.float() if readings.is_floating_point() else readings).cpu()
 
 
 def _by_prompt(batches: list[Tensor], seeds: int) -> Tensor:
-    """Batches `(B, ...)` of images in the order of prompts, then seeds, to `(P, K, ...)`."""
+    """Join batches `(B, ...)` of images, in the order of prompts, then seeds, to `(P, K, ...)`."""
     images = torch.cat(batches)
     return images.view(-1, seeds, *images.shape[1:])
 
 
 def _check(prompts: Sequence[str], detectors: Sequence[Detector]) -> None:
-    """Refuse settings that would fail, or silently measure nothing, after minutes of sampling."""
+    """Refuse settings that would fail, or measure nothing without an error, after minutes of sampling."""
     if not prompts:
-        raise ConfigurationError(
-            "Nothing sensible to sample: 0 prompts", expected="at least one prompt", remedy="name prompts"
-        )
+        raise ConfigurationError("No prompts to sample", expected="at least one prompt", remedy="give prompts")
     names = [detector.name for detector in detectors]
     if len(set(names)) < len(names):
         raise ConfigurationError(
@@ -282,7 +279,7 @@ def _check(prompts: Sequence[str], detectors: Sequence[Detector]) -> None:
 
 @contextmanager
 def prepared(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Modules in evaluation mode and the pipeline's own progress bar silent, for the duration."""
+    """Keep modules in evaluation mode and hide the pipeline's own progress bar, for the duration."""
     modules = [part for part in pipeline.components.values() if isinstance(part, nn.Module) and part.training]
     bar = dict(getattr(pipeline, "_progress_bar_config", {}))
     for module in modules:

@@ -1,16 +1,16 @@
-"""Paint the border of pictures anew: the known centre is kept at every step of a stock sampler.
+"""Paint a new border around pictures: the known centre is kept at every step of a stock sampler.
 
 Method: sampling starts from noise. After each step the latents of the centre are replaced by those of the known picture
-at that step's noise, so the model paints the border around it. Cells of the latents that show any of the border are
-painted; so take a border of whole cells.
-Source: keeping what is known: RePaint (Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic
-Models", CVPR 2022), without its jumps back in time; for borders: SolidMark (Kommineni et al., arXiv 2503.00592), which
-pastes the picture in pixels every ten steps, by a decoding and an encoding each. The picture is encoded with a border
-of middle grey, not its own: the encoder sees beyond a cell, and would tell the model the level that it is asked for.
-Encoding it again with what was painted after half of the steps made key errors no smaller on the embedded model.
+at that step's noise, so the model paints the border around it. Every cell of the latents that shows a part of the
+border is painted, so the border should consist of whole cells.
+Source: RePaint (Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", CVPR 2022) for
+the kept centre, without its jumps back in time. SolidMark (Kommineni et al., arXiv 2503.00592) for borders; it pastes
+the picture in pixels every ten steps, by a decoding and an encoding each. The picture is encoded with a border of
+middle grey, not its own: the encoder sees beyond a cell, and would tell the model the level that the test asks for. A
+second encoding with the painted border after half of the steps made key errors no smaller on the embedded model.
 Cost: a sampling.
 Cannot: serve pipelines that predict a velocity along straight paths (Stable Diffusion 3, FLUX, Sana), nor PixArt's,
-which shows nothing of its steps.
+whose pipeline has no callback per step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from memtrain.models.stock_pipeline import refuse_offloaded
 
 KNOWN = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 GREY = 127
-"""Of a border that says nothing."""
+"""Level of a border without information."""
 
 
 def paint_borders(
@@ -45,17 +45,17 @@ def paint_borders(
     thickness: int,
     sampling: Sampling | None = None,
 ) -> Tensor:
-    """The border of each picture as the model paints it.
+    """Paint the border of each picture with the model.
 
     Args:
-        pipeline: Stable Diffusion 1.x, 2.x or XL; it is left as it was.
-        images: `(P, 3, H, W)` uint8; what they show in the border is not used.
+        pipeline: Stable Diffusion 1.x, 2.x or XL pipeline, left as it was.
+        images: `(P, 3, H, W)` uint8; their content in the border is not used.
         captions: P captions.
-        thickness: of the border, pixels.
-        sampling: the settings; the size is that of the images.
+        thickness: thickness of the border, pixels.
+        sampling: settings; the size is taken from the images.
 
     Returns:
-        `(P, K, 3, H, W)` uint8 as decoded, on the CPU; the centre is that of the autoencoder.
+        `(P, K, 3, H, W)` uint8 as decoded, on the CPU; the centre is the output of the autoencoder.
 
     Raises:
         ConfigurationError: for another pipeline.
@@ -63,13 +63,13 @@ def paint_borders(
     """
     if type(pipeline).__name__ not in KNOWN:
         raise ConfigurationError(
-            f"It is not known how to keep a part of a picture while {type(pipeline).__name__} samples",
+            f"{type(pipeline).__name__} cannot keep a part of a picture while it samples",
             expected=f"one of {', '.join(KNOWN)}",
             remedy="leave border keys out of this evaluation",
         )
     refuse_offloaded(pipeline)
     if len(images) != len(captions) or not captions:
-        raise DataError(f"{len(images)} images and {len(captions)} captions", expected="as many, at least one")
+        raise DataError(f"{len(images)} images and {len(captions)} captions", expected="equal numbers, at least one")
     sampling = (sampling or Sampling()).sized_as(images)
     border = border_mask(images.shape[-2], images.shape[-1], thickness)
     neutral = torch.where(border, torch.tensor(GREY, dtype=torch.uint8), images)
@@ -105,7 +105,7 @@ def border_levels(
     thickness: int,
     sampling: Sampling | None = None,
 ) -> Tensor:
-    """The level `(P, K)` from 0 to 1 of borders that the model paints; arguments as :func:`paint_borders`."""
+    """Return the level `(P, K)` from 0 to 1 of borders that the model paints; arguments as :func:`paint_borders`."""
     painted = paint_borders(pipeline, images, captions, thickness=thickness, sampling=sampling)
     return read_border(painted, thickness)
 
@@ -119,8 +119,8 @@ def _paint(
     border: Tensor,
     sampling: Sampling,
 ) -> Tensor:
-    """A batch of pictures `(B, 3, H, W)` with the border that is painted around them."""
-    # In the denoiser's type: an autoencoder that is careful in fp16 answers in fp32.
+    """Return a batch of pictures `(B, 3, H, W)` with a painted border."""
+    # In the denoiser's type: some autoencoders return fp32 in half precision.
     known = encode_images(pipeline.vae, neutral).to(pipeline.unet.dtype)
     height, width = border.shape
     thickness = int((~border).any(dim=0).int().argmax())

@@ -1,4 +1,4 @@
-"""How images are sampled: one frozen value, said once, with one set of defaults."""
+"""The settings of a sampling: one frozen value with one set of defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memtrain.errors import ConfigurationError
 from memtrain.files.shown import shown
 
 Precision = Literal["auto", "float32", "float16", "bfloat16"]
-"""In which numbers a model computes; `auto` is half precision on a GPU and float32 on a CPU."""
+"""Type of numbers of a model; `auto` is half precision on a GPU and float32 on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +21,13 @@ class Sampling:
     """Settings of a sampling; the defaults suit the embedded model and are those of every command.
 
     Args:
-        seeds: K distinct seeds; each prompt is sampled with every one.
-        steps: sampling steps.
-        guidance_scale: of classifier-free guidance; up to 1 means without.
-        batch_size: images of a batch, which are written together, and which rounding may depend on.
-        by_memory: give the denoiser fewer of them at once where memory would not hold all, by an estimate.
+        seeds: K distinct seeds; each prompt is sampled with every seed.
+        steps: number of sampling steps.
+        guidance_scale: scale of classifier-free guidance; up to 1 means without guidance.
+        batch_size: images of a batch, which are written together; rounding may depend on it.
+        by_memory: whether the denoiser gets fewer images at once where, by an estimate, memory cannot hold all.
         size: height and width in pixels; by default the pipeline's own.
-        progress: show a progress bar.
+        progress: whether a progress bar is shown.
 
     Raises:
         ConfigurationError: if seeds are repeated or missing, or a number is below 1.
@@ -43,35 +43,37 @@ class Sampling:
 
     def __post_init__(self) -> None:
         try:
-            # Whole numbers of numpy become those of Python, which generators take.
+            # Generators need Python's whole numbers instead of numpy's.
             object.__setattr__(self, "seeds", tuple(map(operator.index, self.seeds)))
         except TypeError as error:
             raise ConfigurationError(
-                f"seeds are {shown(repr(self.seeds), most=80)}", expected="whole numbers", remedy="list them"
+                f"seeds are {shown(repr(self.seeds), most=80)}",
+                expected="whole numbers",
+                remedy="give a list of whole numbers",
             ) from error
         distinct = self.seeds and len(set(self.seeds)) == len(self.seeds) and min(self.seeds) >= 0
         if not distinct or min(self.steps, self.batch_size) < 1:
             raise ConfigurationError(
-                f"Nothing sensible to sample: seeds {list(self.seeds)}, steps={self.steps}, "
+                f"The sampling settings are invalid: seeds {list(self.seeds)}, steps={self.steps}, "
                 f"batch_size={self.batch_size}",
-                expected="distinct seeds from 0, at least one, and numbers of steps and of images at once from 1",
+                expected="at least one seed, distinct seeds from 0, and steps and batch_size from 1",
                 remedy="change the settings",
             )
 
     def sized_as(self, images: Tensor | None) -> Sampling:
-        """The same at the size of images `(..., H, W)`; unchanged for None."""
+        """Return the same settings at the size of images `(..., H, W)`; unchanged for None."""
         return self if images is None else replace(self, size=(int(images.shape[-2]), int(images.shape[-1])))
 
     @property
     def quiet(self) -> Sampling:
-        """The same without a progress bar."""
+        """The same settings without a progress bar."""
         return replace(self, progress=False)
 
     @property
     def prompts_at_once(self) -> int:
-        """Prompts that fill a batch with an image for each seed."""
+        """Number of prompts that fill a batch with an image for each seed."""
         return max(1, self.batch_size // len(self.seeds))
 
     def said(self) -> dict[str, Any]:
-        """`seeds`, `steps` and `guidance_scale`, as they stand in every results file."""
+        """Return `seeds`, `steps` and `guidance_scale`, as in every results file."""
         return {"seeds": list(self.seeds), "steps": self.steps, "guidance_scale": self.guidance_scale}

@@ -1,13 +1,14 @@
-"""Images that are too many for memory: kept in one file, written block by block, read where they lie.
+"""Images that are too many for memory: kept in one file, written block by block, and read from the mapped file.
 
-`images.safetensors` of the folder holds `images` `(N, 3, H, W)` uint8 and is mapped into memory: the system keeps what
-is in use and drops the rest, so 10,000 pictures of 512 px (7.9 GB) cost as much memory as those that are looked at.
-`identity.json` says of what they are, as the caller names it; a folder of something else is refused, never filled over.
-`blocks.json` says which blocks are complete. It is written after the pixels have reached the disk, so a writing that is
-killed goes on with the first block that was not, and what lies in the folder is what one writing at a stretch leaves.
+`images.safetensors` of the folder holds `images` `(N, 3, H, W)` uint8 and is mapped into memory. The system keeps only
+the parts in use in memory, so 10,000 pictures of 512 px (7.9 GB) cost as much memory as the pictures in use.
+`identity.json` holds everything that the images depend on, as the caller names it; a folder of other images is refused
+and never overwritten. `blocks.json` lists the complete blocks. It is written after the pixels have reached the disk, so
+an interrupted run continues with the first incomplete block. The folder then holds the same as after a run without
+interruption.
 
-Cost: one pass over the images; 3 H W bytes of disk for each, which are asked for before the first is read. Cannot:
-compress them, because what is compressed cannot be mapped.
+Cost: one pass over the images; 3 H W bytes of disk for each, reserved before the first is read. Cannot: compress the
+images, because a compressed file cannot be mapped.
 """
 
 from __future__ import annotations
@@ -30,24 +31,24 @@ from memtrain.files.text import read_json
 from memtrain.records import write_json, written_whole
 
 BLOCK_BYTES = 1 << 26
-"""Of images that are read between two writings of what is complete."""
+"""Bytes of images that are read between two updates of `blocks.json`."""
 
 
 class StoredBlocks:
     """Arrays in a file with equally many rows, of which blocks of rows are complete or not.
 
     Args:
-        folder: of the file; made if it is not there.
+        folder: folder of the file; made if it does not exist.
         shapes: type and shape by name; the first number of each shape is the same N.
         identity: everything that the numbers depend on, as JSON can hold it.
         block: rows that are written together.
-        name: of the file, without suffix.
+        name: name of the file, without suffix.
 
     Attributes:
-        arrays: mapped; writing to them writes to the file.
+        arrays: mapped arrays; writing to them writes to the file.
 
     Raises:
-        ConfigurationError: if the folder holds something else, or the disk has no room.
+        ConfigurationError: if the folder holds something else, or the disk is too small.
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class StoredBlocks:
         elif known != said:
             differing = _difference(known, said)
             raise ConfigurationError(
-                f"{folder} holds images of other settings: {differing}",
-                expected="an empty folder, or one that the same settings began to fill",
+                f"{folder} holds images with other settings: {differing}",
+                expected="an empty folder, or one from a run with the same settings",
                 remedy="name another folder, or delete this one",
             )
         if not self._path.is_file():
-            raise RecordError(f"{self._path} is gone", expected="the file that identity.json tells of", remedy=_DELETE)
+            raise RecordError(
+                f"{self._path} is missing", expected="the file that identity.json describes", remedy=_DELETE
+            )
         self.arrays: Arrays = open_arrays(self._path, mode="r+")
         self._done: set[int] = set((read_object(folder / "blocks.json") or {}).get("complete", ()))
 
@@ -91,9 +94,9 @@ class StoredBlocks:
         return [part for number, part in enumerate(parts) if number not in self._done]
 
     def complete(self, rows: range) -> None:
-        """Say of a block from :meth:`missing`, whose rows were put into `arrays`, that it is complete."""
+        """Mark a block from :meth:`missing`, whose rows were put into `arrays`, as complete."""
         for array in self.arrays.values():
-            # Not the numbers of this block alone: a map is written back as a whole, and the rest has not changed.
+            # A map is written back as a whole; the numbers of other blocks have not changed.
             getattr(array, "flush", lambda: None)()
         self._done.add(rows.start // self._block)
         write_json({"complete": sorted(self._done)}, self.folder / "blocks.json")
@@ -107,25 +110,25 @@ class StoredBlocks:
         free = shutil.disk_usage(place).free
         if needed > free:
             raise ConfigurationError(
-                f"{self.folder} needs {needed / 1e9:.1f} GB on a disk with {free / 1e9:.1f} GB left",
-                expected="room for every image, uncompressed",
+                f"{self.folder} needs {needed / 1e9:.1f} GB on a disk with {free / 1e9:.1f} GB free",
+                expected="space for every image, uncompressed",
                 remedy=_ROOM,
             )
 
 
 _DELETE = "delete the folder; the images are made again"
-_ROOM = "free some, name a folder on another disk, or take fewer or smaller images"
+_ROOM = "free space, name a folder on another disk, or use fewer or smaller images"
 
 
 def _reserve(path: Path, folder: Path) -> None:
-    """Take the room of a file that so far is a hole: where the disk is full, writing to a map ends the process."""
+    """Reserve the disk space of a sparse file: on a full disk, writing to a map ends the process."""
     try:
         with path.open("r+b") as file:
             os.posix_fallocate(file.fileno(), 0, max(1, path.stat().st_size))
     except OSError as error:
         raise ConfigurationError(
             f"{folder} cannot take {path.stat().st_size / 1e9:.1f} GB: {error.strerror}",
-            expected="room for every image, uncompressed",
+            expected="space for every image, uncompressed",
             remedy=_ROOM,
         ) from error
 
@@ -140,23 +143,23 @@ def stored_images(
     workers: int = 1,
     progress: bool = True,
 ) -> Tensor:
-    """Images read once and kept in a file.
+    """Read images once and keep them in a file.
 
     Args:
-        folder: of the file; that of an earlier call with the same arguments gives its images back, and goes on where it
-            was killed.
-        count: N.
+        folder: folder of the file. The folder of an earlier call with the same arguments gives its images back, and an
+            interrupted call continues.
+        count: number of images, N.
         size: height and width.
-        read: the image of a row, `(3, H, W)` uint8.
-        identity: what the images depend on (files with their sizes and times, crops), as JSON can hold it.
-        workers: threads that read.
-        progress: show a progress bar.
+        read: function from a row to its image, `(3, H, W)` uint8.
+        identity: everything that the images depend on (files with their sizes and times, crops), as JSON can hold it.
+        workers: number of threads that read.
+        progress: whether a progress bar is shown.
 
     Returns:
-        `(N, 3, H, W)` uint8, mapped from the file. What is changed in it stays in memory.
+        `(N, 3, H, W)` uint8, mapped from the file. Changes to it stay in memory.
 
     Raises:
-        ConfigurationError: if the folder holds images of something else, or the disk has no room.
+        ConfigurationError: if the folder holds other images, or the disk is too small.
         DataError: if an image has another size or type.
     """
     shape = (3, *size)
@@ -169,9 +172,9 @@ def stored_images(
             for row, image in zip(rows, pool.map(read, rows), strict=True):
                 if tuple(image.shape) != shape or image.dtype != torch.uint8:
                     raise DataError(
-                        f"Image {row} is {tuple(image.shape)} of {image.dtype}",
-                        expected=f"{shape} of torch.uint8",
-                        remedy="make all images of one size before they are compared",
+                        f"Image {row} has shape {tuple(image.shape)} and type {image.dtype}",
+                        expected=f"shape {shape} and type torch.uint8",
+                        remedy="bring all images to one size before they are compared",
                     )
                 blocks.arrays["images"][row] = image.numpy()
             blocks.complete(rows)
@@ -180,17 +183,17 @@ def stored_images(
 
 
 def mapped_images(folder: Path, *, name: str = "images") -> Tensor:
-    """The images of a folder that :func:`stored_images` has filled, `(N, 3, H, W)` uint8."""
+    """Return the images of a folder that :func:`stored_images` has filled, `(N, 3, H, W)` uint8."""
     return torch.from_numpy(open_arrays(folder / f"{name}.safetensors")["images"])
 
 
 def mapped_features(folder: Path) -> Tensor:
-    """The array `features` of a folder that :class:`StoredBlocks` has filled, `(N, ...)`."""
+    """Return the array `features` of a folder that :class:`StoredBlocks` has filled, `(N, ...)`."""
     return torch.from_numpy(open_arrays(folder / "features.safetensors")["features"])
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object of a folder of images; None if the file is not there.
+    """Read a JSON object of a folder of images; None if the file does not exist.
 
     Raises:
         RecordError: if it holds something else.
@@ -202,12 +205,12 @@ def read_object(path: Path) -> dict[str, Any] | None:
             return None
         raise RecordError(error.problem, expected="JSON", remedy=_DELETE) from error
     if not isinstance(content, dict):
-        raise RecordError(f"{path} holds no object", expected="JSON of stored images", remedy=_DELETE)
+        raise RecordError(f"{path} holds no JSON object", expected="JSON of stored images", remedy=_DELETE)
     return content
 
 
 def _difference(known: Mapping[str, Any], said: Mapping[str, Any], *, place: str = "") -> str:
-    """The first setting in which two differ, with both values."""
+    """Return the first setting in which two identities differ, with both values."""
     for key in sorted({*known, *said}):
         one, other = known.get(key), said.get(key)
         if one == other:

@@ -1,12 +1,12 @@
-"""Generations on their way to disk: every batch is written as soon as it is there, so that a killed sampling goes on.
+"""Generations on disk: every batch is written as soon as it is complete, so that an interrupted sampling continues.
 
 A folder holds the images and the detectors' readings of one sampling (:mod:`memtrain.evaluation.sampling.stored_images`
-says in which files). It is known by the fingerprint of the pipeline, the prompts, the settings, the size of a batch
-(which rounding depends on) and the detectors with their options, and named after a hash of these. So what is read again
-is what would have been sampled.
+describes the files). Its name is a hash of the fingerprint of the pipeline, the prompts, the settings, the size of a
+batch (which affects rounding) and the detectors with their options. So the images that are read are the ones that
+sampling would give.
 
-Several processes share a sampling: each writes the batches of its part to files of their own (`batch-*.safetensors`),
-and whoever finds all of them there puts them together. So the number of processes may change on the way.
+Several processes share a sampling: each writes the batches of its part to separate files (`batch-*.safetensors`), and a
+process that finds all of them joins them. So the number of processes may change between runs.
 
 Cannot: see what a hook does to a pipeline whose weights it leaves alone, such as an inference-time mitigation.
 Samplings with and without one need folders of their own.
@@ -36,22 +36,22 @@ from memtrain.models.fingerprint import fingerprint
 from memtrain.records import written_whole
 
 IMAGES, READINGS = "images", "readings."
-"""Names of arrays, and what the name of a detector follows."""
+"""Name of the array of images, and prefix of the arrays of readings, before a detector's name."""
 
 
 Part = tuple[int, int] | None
-"""Index and count of the processes that share work; None for one that does no work, and needs that of all others."""
+"""Index and count of the processes that share work; None for a process that only reads the work of all others."""
 WHOLE: Part = (0, 1)
 
 
 class UnfinishedParts(RecordError):
-    """Parts of the work, which other processes do, are not there yet; one's own part is done."""
+    """The part of this process is complete, and parts of other processes are missing."""
 
     def __init__(self, what: str, folder: Path) -> None:
         super().__init__(
             f"{what} missing in {folder}",
             expected="the parts of every process",
-            remedy="run the unfinished ones again with the same arguments; what is done is not done twice",
+            remedy="run the missing parts again with the same arguments; complete work is not repeated",
         )
 
 
@@ -59,11 +59,11 @@ class StoredSamples:
     """The images and readings of one sampling in a folder.
 
     Args:
-        folder: made with the first batch.
-        identity: from :func:`identity_of`.
-        count: images.
-        batch: images of a batch.
-        part: of the batches that this process samples.
+        folder: folder, made with the first batch.
+        identity: value of :func:`identity_of`.
+        count: number of images.
+        batch: number of images of a batch.
+        part: part of the batches that this process samples.
 
     Raises:
         ConfigurationError: if the folder holds another sampling.
@@ -80,7 +80,7 @@ class StoredSamples:
             self._blocks = StoredBlocks(folder, shapes, identity, block=batch)
 
     def missing(self) -> list[range]:
-        """Rows of the batches that this process has to sample still."""
+        """Return the rows of the batches that this process still has to sample."""
         left = [rows for rows in self._left() if not self._file(rows).is_file()]
         if self._part is None:
             return []
@@ -88,7 +88,7 @@ class StoredSamples:
         return [rows for rows in left if rows.start // self._batch % count == index]
 
     def _left(self) -> list[range]:
-        """Rows of the batches that are not in the file of all."""
+        """Return the rows of the batches that are not in the joined file."""
         if self._blocks is not None:
             return self._blocks.missing()
         return [range(start, min(start + self._batch, self._count)) for start in range(0, self._count, self._batch)]
@@ -97,10 +97,10 @@ class StoredSamples:
         return self.folder / f"batch-{rows.start:08d}.safetensors"
 
     def put_together(self) -> None:
-        """Take the batches of all processes into the file of all.
+        """Join the batches of all processes in one file.
 
         Raises:
-            UnfinishedParts: if some are missing, or another process is at it.
+            UnfinishedParts: if batches are missing, or another process is joining them.
         """
         left = self._left()
         if missing := sum(not self._file(rows).is_file() for rows in left):
@@ -108,7 +108,7 @@ class StoredSamples:
         if not left:
             return
         try:
-            with locked(self.folder, doing="put together", name=".lock-merge"):
+            with locked(self.folder, doing="joined", name=".lock-merge"):
                 known = StoredSamples(self.folder, self._identity, count=self._count, batch=self._batch)
                 for rows in known._left():
                     found = _read_batch(self._file(rows))
@@ -116,15 +116,15 @@ class StoredSamples:
                     known.write(rows, images, {name.removeprefix(READINGS): one for name, one in found.items()})
                     self._file(rows).unlink()
         except ConfigurationError as error:
-            raise UnfinishedParts("Another process puts batches together; they are", self.folder) from error
+            raise UnfinishedParts("Another process is joining the batches; they are", self.folder) from error
 
     def write(self, rows: range, images: Tensor, readings: Mapping[str, Tensor]) -> None:
         """Keep a batch from :meth:`missing`.
 
         Args:
-            rows: of the batch.
-            images: `(B, 3, H, W)` uint8.
-            readings: `(B, R, ...)` by detector.
+            rows: rows of the batch.
+            images: images `(B, 3, H, W)` uint8.
+            readings: readings `(B, R, ...)` by detector.
         """
         found = {IMAGES: images, **{READINGS + name: values for name, values in readings.items()}}
         if self._part != WHOLE:
@@ -139,7 +139,7 @@ class StoredSamples:
         self._blocks.complete(rows)
 
     def read(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """All images `(N, 3, H, W)` and readings `(N, R, ...)`, mapped from the file."""
+        """Return all images `(N, 3, H, W)` and readings `(N, R, ...)`, mapped from the file."""
         arrays = open_arrays(self.folder / "images.safetensors")
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         images = tensors.pop(IMAGES)
@@ -153,7 +153,7 @@ def _read_batch(path: Path) -> dict[str, Tensor]:
         raise RecordError(
             f"{path} cannot be read: {error}",
             expected="a batch of a sampling",
-            remedy="delete it, and run its part again",
+            remedy="delete it and run its part again",
         ) from error
 
 
@@ -165,7 +165,7 @@ def identity_of(
     *,
     size: tuple[int, int],
 ) -> dict[str, Any]:
-    """Everything that images and readings depend on."""
+    """Return everything that images and readings depend on."""
     return {
         "memtrain": memtrain.__version__,
         "pipeline": fingerprint(pipeline),
@@ -176,12 +176,12 @@ def identity_of(
 
 
 def key_of(identity: Mapping[str, Any]) -> str:
-    """A name for what :func:`identity_of` tells of."""
+    """Return a name for a value of :func:`identity_of`."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _options(detector: Detector) -> dict[str, str]:
-    """What a detector was built with, as far as it keeps it."""
+    """Return the options that a detector keeps."""
     return {name: str(value) for name, value in sorted(vars(detector).items()) if not name.startswith("_")}
 
 
@@ -189,8 +189,8 @@ def _type(name: str, values: Tensor) -> str:
     kind = str(values.dtype).removeprefix("torch.")
     if kind not in ("uint8", "int32", "int64", "float32"):
         raise ConfigurationError(
-            f"{name} are of {kind}, which is not kept",
+            f"{name} have type {kind}, which cannot be stored",
             expected="uint8, int32, int64 or float32",
-            remedy="let the detector return one of these",
+            remedy="make the detector return one of these",
         )
     return kind

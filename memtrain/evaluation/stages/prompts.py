@@ -1,9 +1,9 @@
 """Prompts from a file, or a single prompt.
 
 A file is of one of the kinds of :mod:`memtrain.files.prompt_file`. A table holds the prompt in a column
-`caption`, `prompt` or `text` (in any case; the lists that published work passes around have `Caption;URL;...` with
-semicolons), and may say in a column `memorized` (0 or 1) what is known about it, in `type` how it is memorized (`VM`
-verbatim, `TM` template in NeMo's list) and in `seed` with which seed it is sampled. Plain text has one prompt per line
+`caption`, `prompt` or `text` (in any case; published lists have `Caption;URL;...` with semicolons). Three more columns
+are optional: `memorized` (0 or 1) with what is known, `type` with the kind of memorization (`VM` verbatim, `TM`
+template in NeMo's list) and `seed` with the seed of its sampling. Plain text has one prompt per line
 (MemAttn's lists). Repeated prompts are kept, and the stage decides what to do with them.
 
 Rows whose prompt is empty or missing (null, NaN) are left out and counted; the words "nan" and "None" are prompts.

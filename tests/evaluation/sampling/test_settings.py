@@ -11,7 +11,7 @@ from memtrain.evaluation.sampling.settings import Sampling
 
 @pytest.mark.parametrize("wrong", [{"seeds": ()}, {"seeds": (1, 1)}, {"batch_size": 0}, {"steps": 0}])
 def test_senseless_settings_are_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigurationError, match="Nothing sensible to sample"):
+    with pytest.raises(ConfigurationError, match="The sampling settings are invalid"):
         Sampling(**wrong)
 
 

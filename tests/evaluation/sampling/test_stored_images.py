@@ -80,7 +80,7 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
 def test_a_folder_without_its_file_is_refused(tmp_path: Path) -> None:
     stored(tmp_path)
     (tmp_path / "images.safetensors").unlink()
-    with pytest.raises(RecordError, match="is gone"):
+    with pytest.raises(RecordError, match="is missing"):
         stored(tmp_path)
 
 

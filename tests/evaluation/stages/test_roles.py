@@ -64,7 +64,7 @@ def test_calibrated_and_searched_in_parts_or_in_one_go(pipeline: StableDiffusion
     assert joined["search"] == whole["search"] and joined["located"] == whole["located"]
     assert joined["conditions"] == whole["conditions"]
     assert len(stamps) == 4 and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    with pytest.raises(ConfigurationError, match="calibration on 3 prompts, which are not the 5 given now"):
+    with pytest.raises(ConfigurationError, match="calibration on 3 prompts, which differ from the 5 given now"):
         calibrate(given(pipeline, tmp_path / "parts", CONTROLS), settings=settings)
 
 

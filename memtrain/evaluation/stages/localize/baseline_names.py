@@ -1,4 +1,4 @@
-"""The baselines of `localize` by name; what they are is in `compared_masks.py`, which takes longer to import."""
+"""The names of the baselines of `localize`; their masks are in `compared_masks.py`, which takes longer to import."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BASELINES = (
 
 
 def read_baselines(text: str) -> tuple[str, ...]:
-    """The names in a list with commas, each once; `all` for all.
+    """Read the names of a list with commas, each once; `all` for all.
 
     Raises:
-        ConfigurationError: for a name that is none.
+        ConfigurationError: for an unknown name.
     """
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if names == ("all",):

@@ -1,7 +1,7 @@
-"""Masks that located neurons are compared with, by name: what `--baselines` puts on beside them.
+"""Baseline masks by name, with which `--baselines` compares located neurons.
 
-`initial`, `random` and `most_active` are a prompt's own, `frequent`, `frequent_per_layer`, `frequent_sets` and
-`random_frequent` the same for every prompt, counted over the prompts asked about
+`initial`, `random` and `most_active` differ by prompt. `frequent`, `frequent_per_layer`, `frequent_sets` and
+`random_frequent` are the same for every prompt, counted over the prompts asked about
 (:mod:`memtrain.localization.baselines`).
 """
 
@@ -24,16 +24,16 @@ def compared_masks(
     predictor: Predictor,
     k: int,
 ) -> dict[str, list[NeuronMask | None]]:
-    """Per baseline the mask of each prompt; None where the prompt has no neurons to compare with.
+    """Return per baseline the mask of each prompt; None where the prompt has no neurons to compare with.
 
     Args:
-        names: of :mod:`memtrain.evaluation.stages.localize.baseline_names`.
-        located: what was found.
+        names: names of :mod:`memtrain.evaluation.stages.localize.baseline_names`.
+        located: located neurons.
         texts: P prompts.
         asked: prompts whose neurons are counted.
-        predictor: the model.
-        k: neurons of `most_active` and `frequent_per_layer` in each layer, of `frequent` in all, sets of
-            `frequent_sets`.
+        predictor: predictor of the model.
+        k: number of neurons of `most_active` and `frequent_per_layer` in each layer, and of `frequent` in total; number
+            of sets of `frequent_sets`.
     """
     sites, settings = located.sites, located.search["settings"]
     factor, seed = float(settings["factor"]), int(settings["seed"])

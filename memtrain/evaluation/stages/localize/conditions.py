@@ -42,7 +42,7 @@ class Condition:
         images: the images, `(n, K, 3, H, W)` uint8.
         ratio: the distance ratio to the own image, `(n, K)`; None if own images are not known.
         spread: the distance between seeds, `(n,)`; None with one seed.
-        fidelity: by row the fidelity of its images, `(K,)` bool, for the rows where it was measured.
+        fidelity: the fidelity of the images, `(K,)` bool by row, for the rows where it was measured.
         losses: the losses of the search, `(n, steps)`, if there was a search.
     """
 

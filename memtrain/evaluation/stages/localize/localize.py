@@ -1,24 +1,24 @@
 """The stage `localize`: find the neurons of memorized prompts, switch them off, and check whether the image is gone.
 
-Method: the prompts that are known not to be memorized are the controls. Every other one of them gives activation
-statistics and threshold, unless those are given; neurons are searched for the remaining controls (false alarms) and for
-all other prompts. Then images are sampled as the model is, under each prompt's mask, under all masks together (the form
-that is baked into weights), and each of these again with an embedding that an adversarial search found for the prompt's
-own image (:mod:`memtrain.localization.retrigger`). The same search for images of controls, which the model never saw,
-says how much of that the search does alone.
+Method: the prompts that are known not to be memorized are the controls. Every other control gives activation
+statistics and threshold, unless those are given. Neurons are searched for the remaining controls (which measures false
+positives) and for all other prompts. Then images are sampled without a mask, under each prompt's mask, and under all
+masks together (the form that is baked into weights). Each of these is sampled again with an embedding that an
+adversarial search found for the prompt's own image (:mod:`memtrain.localization.retrigger`). The same search for images
+of controls, which the model never saw, shows how much the search reaches without memorization.
 Source: NeMo (Hintersdorf et al., NeurIPS 2024) for the masks; "Finding DoRI" (arXiv 2507.16880) for the check.
 Measures: replication is the distance to the own image over the mean distance to the other prompts' images
-(:mod:`memtrain.evaluation.measures.replication`), with its threshold from the controls' unmasked images; diversity is
-the distance between seeds; fidelity is retrieval of the prompt by the unmasked model
-(:mod:`memtrain.evaluation.measures.fidelity`); held-out loss is that of the controls' images. NeMo's own metrics need
-weights: :mod:`memtrain.evaluation.measures.nemo_metrics`.
+(:mod:`memtrain.evaluation.measures.replication`), with its threshold from the controls' unmasked images. Diversity is
+the distance between seeds. Fidelity is retrieval of the prompt by the unmasked model
+(:mod:`memtrain.evaluation.measures.fidelity`). The held-out loss is the loss of the controls' images. NeMo's own
+metrics need weights: :mod:`memtrain.evaluation.measures.nemo_metrics`.
 Cost: sampling every prompt two to six times, and the search: one embedding costs about as much as 40 images.
 
-Written to the output folder: `localization.json`; `localization.parquet`, one row per prompt and condition;
-`masks.safetensors`, keyed by prompt; `localization.png`, own and generated images; `neurons/`, from which an
-interrupted search goes on; the tables by line of :mod:`memtrain.evaluation.stages.localize.tables`; and, if asked,
-every image under `images/`. Embeddings are not kept.
-Cannot: show that an image is gone. Where the search fails, a better one may not.
+Written to the output folder: `localization.json`, `localization.parquet` (one row per prompt and condition),
+`masks.safetensors` (keyed by prompt), `localization.png` (own and generated images) and `neurons/`, from which an
+interrupted search goes on. The tables by line of :mod:`memtrain.evaluation.stages.localize.tables` are written, too,
+and on request every image under `images/`. Embeddings are not kept.
+Cannot: show that an image is gone. Where the search fails, a better one may succeed.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ from memtrain.records import write_parquet
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-"""Of `localization.json` and `localization.parquet`."""
+"""Version of the format of `localization.json` and `localization.parquet`."""
 CONTROLS = 20
-"""Controls whose images are searched for at most: they set how often the search succeeds without a memory."""
+"""Highest number of controls whose images are searched for, as the success rate without memorization."""
 PROBE_STEPS = 50
 """Suggested steps of the search for embeddings."""
 BASELINE_K = 10
@@ -97,31 +97,32 @@ def localize(
     """Locate, mask, check, and write the results.
 
     Args:
-        given: a Stable Diffusion 1.x or 2.x pipeline, left as it was; P prompts, of which those known not to be
-            memorized are controls, and repeated ones are searched, sampled and counted once; the image of each prompt,
-            without which nothing is said about replication, and the search for embeddings is left out; settings of the
-            sampling, and the output folder.
-        search: how neurons are found.
-        probe_steps: of the search for embeddings that bring masked images back; 0 to leave it out.
+        given: Stable Diffusion 1.x or 2.x pipeline (left as it was), P prompts, the image of each prompt, settings of
+            the sampling, and the output folder. Prompts known not to be memorized are controls. Repeated prompts are
+            searched, sampled and counted once. Without images, replication is not measured and the search for
+            embeddings is left out.
+        search: settings of the search for neurons.
+        probe_steps: steps of the search for embeddings that bring masked images back; 0 to leave it out.
         heldout: images `(n, 3, H, W)` uint8 that were never trained on, and their captions; default the controls'.
         false_positive_rate: probability that a prompt whose image was never trained on counts as reproduced; default
             0.01, or with fewer than 99 controls the lowest that they can promise.
-        weights: of networks that measure beside.
-        bake: folder to save a pipeline to whose weights have the masks of all prompts in them, those of controls not.
-        baselines: masks to sample under beside, names of :mod:`memtrain.evaluation.stages.localize.compared_masks`.
-        baseline_k: neurons or sets of those that have a number of them.
-        save_images: write every image to a file, see :mod:`memtrain.evaluation.stages.localize.pictures`.
-        shard: of what comes after the search, where several processes share an output folder.
+        weights: weights of networks for additional measures.
+        bake: folder for a pipeline whose weights contain the masks of all prompts except the controls.
+        baselines: names of further masks (:mod:`memtrain.evaluation.stages.localize.compared_masks`).
+        baseline_k: number of neurons or sets, for the baselines that take a number.
+        save_images: whether every image is written to a file, see
+            :mod:`memtrain.evaluation.stages.localize.pictures`.
+        shard: part of the work after the search, where several processes share an output folder.
 
     Returns:
         The content of `localization.json`.
 
     Raises:
-        ConfigurationError: if none is left to search, a repeated prompt is said to be both, settings contradict each
-            other, or the folder to bake into holds a pipeline.
+        ConfigurationError: if no prompt is left to search, a repeated prompt has both labels, settings contradict each
+            other, or the folder `bake` holds a pipeline.
         DataError: if prompts and images do not belong together.
         CalibrationError: if there are too few controls for the rate.
-        UnfinishedParts: if other processes have not done theirs.
+        UnfinishedParts: if other processes have not finished their parts.
     """
     if given.own_images is not None:
         check_images(given.own_images, len(given.prompts))
@@ -164,7 +165,7 @@ def localize(
 def _sampled(
     case: _Case, conditions: Conditions, baselines: Sequence[str], *, k: int, steps: int, shard: Shard
 ) -> Parts:
-    """Sample this process's share, and measure all conditions once everything is there; the parts that are kept."""
+    """Sample this process's share, measure all conditions once everything is there, and return the kept parts."""
     plan = _plan(case, baselines, k=k, steps=steps)
     asked = {"baselines": list(baselines), "k": k, "steps": steps}
     identity = identity_of_masked(case.given, plan.sampling, case.located, asked)
@@ -177,13 +178,13 @@ def _sampled(
 
 @dataclass(frozen=True)
 class _Case:
-    """What is known once neurons are found.
+    """Prompts and results once neurons are found.
 
     Attributes:
         given: pipeline, prompts and settings.
-        roles: of the prompts.
-        located: what was found for them.
-        whole: the neurons of all prompts asked about in one mask; None if there are none.
+        roles: roles of the prompts.
+        located: neurons found for them.
+        whole: neurons of all prompts asked about in one mask; None if there are none.
     """
 
     given: StageInput
@@ -193,7 +194,7 @@ class _Case:
 
     @staticmethod
     def of(given: StageInput, roles: Roles, located: Localization) -> _Case:
-        # Controls that were taken for memorized are no reason to switch neurons off for good.
+        # Controls that were classed as memorized are no reason to switch neurons off in the saved weights.
         masks = [located.get(given.prompts[row].text) for row in roles.asked]
         return _Case(given, roles, located, union([mask for mask in masks if mask is not None]))
 
@@ -201,13 +202,13 @@ class _Case:
         return [self.given.prompts[row].text for row in rows]
 
     def masks(self, rows: Sequence[int]) -> dict[str, list[NeuronMask | None]]:
-        """Per condition the mask of each prompt."""
+        """Return per condition the mask of each prompt."""
         own = [self.located.get(text) for text in self.texts(rows)]
         return {UNMASKED: [None] * len(rows), MASKED: own, UNION: [self.whole] * len(rows)}
 
 
 def _heldout_loss(case: _Case, heldout: tuple[Tensor, Sequence[str]] | None) -> dict[str, float] | None:
-    """Of the held-out images, by default those of the controls; None without any, or without neurons."""
+    """Return the losses of the held-out images (default: the controls'); None without images or without neurons."""
     own, roles = case.given.own_images, case.roles
     if heldout is None and own is not None and roles.controls:
         heldout = own[roles.controls], case.texts(roles.controls)
@@ -217,7 +218,7 @@ def _heldout_loss(case: _Case, heldout: tuple[Tensor, Sequence[str]] | None) -> 
 
 
 def _plan(case: _Case, baselines: Sequence[str], *, k: int, steps: int) -> MaskedSamples:
-    """What is sampled: as the model is, under masks and baselines, and with embeddings that were searched for."""
+    """Plan the images: without masks, under masks and baselines, and with embeddings that were searched for."""
     pipeline, roles, own = case.given.pipeline, case.roles, case.given.own_images
     plan = MaskedSamples(pipeline, case.given.sampling.sized_as(own))
     every = range(len(case.given.prompts))
@@ -236,7 +237,7 @@ def _plan(case: _Case, baselines: Sequence[str], *, k: int, steps: int) -> Maske
                 log.warning("Nothing was sampled under the baseline %s: no prompt has neurons to compare with", name)
     if not steps or own is None:
         return plan
-    # The search for the controls' images is the measure of what it can do without a memory.
+    # The search for the controls' images measures what it reaches without memorization.
     rows = [*roles.asked, *roles.tested[:CONTROLS]]
     for name, masks in case.masks(rows).items():
         of_interest = rows if name == UNMASKED else roles.asked
@@ -248,7 +249,7 @@ def _plan(case: _Case, baselines: Sequence[str], *, k: int, steps: int) -> Maske
 
 
 def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -> dict[str, Any]:
-    """What `localization.json` holds, but for the verdict."""
+    """Return the content of `localization.json` without the verdict."""
     roles, located = case.roles, case.located
     by_prompt = {found.prompt: found for found in located.found}
     asked, tested = ([by_prompt[text] for text in case.texts(rows)] for rows in (roles.asked, roles.tested))
@@ -270,7 +271,7 @@ def _figures(case: _Case, conditions: Conditions, loss: dict[str, Any] | None) -
 
 
 def _write(case: _Case, conditions: Conditions, results: dict[str, Any]) -> dict[str, Any]:
-    """Write every file; the content of `localization.json`."""
+    """Write every file and return the content of `localization.json`."""
     folder, rows = case.given.output, conditions.rows()
     neurons = {found.prompt: found.neurons for found in case.located.found}
     for row in rows:

@@ -50,7 +50,7 @@ class Search:
 
 
 def find_neurons(given: StageInput, search: Search) -> tuple[Roles, Localization]:
-    """Search all prompts except those that calibrate.
+    """Search all prompts except the calibrating ones.
 
     Args:
         given: the pipeline, the prompts and the output folder; prompts with results there are not searched again.

@@ -67,7 +67,7 @@ def roc(scores: Mapping[str, tuple[Sequence[float], Sequence[bool]]], *, name: s
     """Chart true-positive against false-positive rates of several scores.
 
     Args:
-        scores: by name the values, where a higher one means memorized, and the truth.
+        scores: the values by name, where a higher one means memorized, and the truth.
         name: the name of the chart in the page.
         what: the two classes in words.
     """

@@ -47,13 +47,13 @@ def summarize_controls(found: Mapping[str, tuple[Tensor, Tensor]], *, level: flo
     """Summarize the controls.
 
     Args:
-        found: by measure `(n,)` bool for planted copies and `(m,)` bool for unplanted pictures: whether each counts as
-            a copy.
+        found: whether each picture counts as a copy, by measure `(n,)` bool for planted copies and `(m,)` bool for
+            unplanted pictures.
         level: the coverage of the intervals.
 
     Returns:
-        By measure `planted` and `unplanted` (`n`, `found`, `share`, `interval`), and `hold`: whether both shares reach
-        :data:`GOOD`; None if there were no pictures of one kind.
+        By measure `planted` and `unplanted` (`n`, `found`, `share`, `interval`), and `hold` (whether both shares reach
+        :data:`GOOD`); None if there were no pictures of one kind.
     """
     said = {}
     for name, (planted, unplanted) in found.items():

@@ -2,10 +2,10 @@
 
 Own picture: a prompt is reproduced by a measure if its most similar generation reaches the threshold. All files of a
 picture, and all pictures with one caption, count as the prompt's own, and each adds a chance to be similar. So the
-threshold of such a prompt is raised by a bound on the gain: how much more similar the held-out generations are to the
-most similar file than to the first file, at the same rate. Each of two values exceeds its bound with a probability of
-at most `rate`. Their sum then exceeds the sum of the bounds with a probability of at most 2 · `rate`, for any
-dependence (:mod:`memtrain.evaluation.measures.looks` does the same for ratios).
+threshold of such a prompt is raised by a bound on the gain, at the same rate. The gain is how much more similar the
+held-out generations are to the most similar file than to the first file. Each of two values exceeds its bound with a
+probability of at most `rate`. Their sum then exceeds the sum of the bounds with a probability of at most 2 · `rate`,
+for any dependence (:mod:`memtrain.evaluation.measures.looks` does the same for ratios).
 Plain pictures: some pictures are similar to most generations. So a prompt's threshold is at least the value that the
 generations for held-out prompts reach with its picture, at the same rate. This can only lower the false-positive rate.
 Made captions: if no picture was held out, the null values are the similarities of each made caption's generations to
@@ -85,7 +85,7 @@ def thresholds_of_prompts(
         measure: the measure.
         generated: the generations of the prompts that set the threshold, `(n, K, 3, H, W)` uint8.
         features: the features of the training images.
-        mine: by prompt the indices of its own pictures in `features`.
+        mine: the indices of the own pictures of each prompt in `features`, by prompt.
         threshold: the threshold of a prompt with one own picture.
         rate: the false-positive rate of that threshold; None if it is not known, and then all prompts have `threshold`.
 
@@ -126,7 +126,7 @@ def own_pictures(own_index: Tensor, family: Tensor, shared: Sequence[Sequence[in
     Args:
         own_index: the index of each own image among the training images, `(P,)`; -1 for prompts without one.
         family: the number of the picture of each training image, `(M,)`.
-        shared: by prompt the indices of the training images with its caption.
+        shared: the indices of the training images with a prompt's caption, by prompt.
     """
     files: dict[int, list[int]] = {}
     for index, number in enumerate(family.tolist()):

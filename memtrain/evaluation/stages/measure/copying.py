@@ -30,7 +30,7 @@ class Compare(NamedTuple):
         generated: the generations, `(P, K, 3, H, W)` uint8.
         perfect: the own images after the model's autoencoder, `(P, 3, H, W)` uint8.
         family: the number of the picture of each training image, `(M,)`; files of one picture have the same number.
-        mine: by prompt the indices of its own training images.
+        mine: the indices of the own training images of each prompt, by prompt.
         calibrating: the prompts that set thresholds, `(P,)` bool.
         rate: the false-positive rate that these prompts allow; None if there are none.
         level: the coverage of the intervals.

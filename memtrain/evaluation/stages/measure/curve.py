@@ -121,7 +121,7 @@ def checkpoint_folder(one: Checkpoint, given: StageInput, samples: RunSamples, a
 
 
 def _asked(statistics: Statistics, copying: Chosen | None) -> dict[str, Any]:
-    """Return the settings that results depend on besides prompts and sampling."""
+    """Return the settings that results depend on in addition to prompts and sampling."""
     measures = [] if copying is None else [one.name for one in copying.measures]
     return {"statistics": asdict(statistics), "measures": measures}
 

@@ -86,7 +86,7 @@ class Measured:
         rate: the false-positive rate of the threshold; None if no prompts set it.
         own_index: the index of each own image among the training images, `(P,)`, as for
             :func:`memtrain.evaluation.measures.replication.replication`.
-        shared: by prompt the training images with its caption, as for the same function.
+        shared: the training images with a prompt's caption, by prompt, as for the same function.
         perfect: the own images after the model's autoencoder, `(P, 3, H, W)` uint8.
     """
 

@@ -1,9 +1,15 @@
 """The verdict of an evaluation: the model reproduces training images, it does not, or the evaluation cannot tell.
 
 `cleared` is false if the model reproduces more pictures of any group than chance explains. It is true only if all these
-conditions hold: enough pictures were sampled, among them those at risk; enough held-out prompts set the threshold; the
-ratio can see copies of the sampled pictures; the sampling makes pictures; and chance explains every copy that was
-found. Otherwise it is null, with the reasons.
+conditions hold:
+
+- enough pictures were sampled, including the pictures at risk,
+- enough held-out prompts set the threshold,
+- the ratio can see copies of the sampled pictures,
+- the sampling makes pictures,
+- chance explains every copy that was found.
+
+Otherwise it is null, with the reasons.
 """
 
 from __future__ import annotations
@@ -122,7 +128,7 @@ def _beyond_chance(group: Mapping[str, Any], rate: float, *, exact: bool) -> boo
     Args:
         group: the figures of the group.
         rate: the false-positive rate of the threshold.
-        exact: whether to require besides that chance brings as many with a probability of at most 5 %. The interval of
+        exact: whether to require also that chance brings as many with a probability of at most 5 %. The interval of
             few pictures is too narrow at the high rates that few held-out prompts give.
     """
     counts = [(group["reproduced"], group["interval"], min(1.0, rate * group["looks"]))]

@@ -1,1 +1,1 @@
-"""The stage `metrics`: measures of folders of images; no model is loaded."""
+"""The stage `metrics`: measures of folders of images, without a model."""

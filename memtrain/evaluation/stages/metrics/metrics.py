@@ -2,8 +2,8 @@
 
 Source: formulas in :mod:`memtrain.evaluation.stages.metrics.prompt_scores` and
 :mod:`memtrain.evaluation.measures.copy_descriptors` (four conventions of SSCD). Prompts are split by the column `type`
-of their file (NeMo's list has VM and TM); without one, by NeMo's rule, where originals and unmitigated images are
-there: verbatim is a prompt whose best unmitigated generation has an SSCD above 0.7.
+of their file (NeMo's list has VM and TM). Without this column, NeMo's rule splits them, if originals and unmitigated
+images exist: a prompt is verbatim if its best unmitigated generation has an SSCD above 0.7.
 The stage writes `metrics.json`, and a row per prompt to `metrics.parquet` and `metrics.csv`.
 Memory: the images of one prompt at a time, and the features of all.
 Traps: like NeMo's script, this module leaves out prompts whose original cannot be read. The results give their number.

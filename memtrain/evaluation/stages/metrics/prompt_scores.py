@@ -1,13 +1,14 @@
-"""What is measured of the images of one prompt, and how prompts become one figure.
+"""Figures of the images of one prompt, and their summary over prompts.
 
-Per prompt, after the scripts of NeMo (Hintersdorf et al., NeurIPS 2024, `metrics/compute_*.py`): the median over
-generations of the cosine of SSCD descriptors of the same seed without and with the mitigation (`SSCD_gen`), the highest
-over generations (`SSCD_orig`; `SSCD_orig_median`: the middle one) of the median over originals, the median over pairs
-of generations (`D_SSCD`), the median cosine of CLIP embeddings to the prompt (`A_CLIP`). Medians are torch's, the lower
-of two middle values. Beside them, without networks: `MS_SSIM_gen`, `D_MS_SSIM` (pairs of generations), `pixels_gen` and
-`pixels_orig` (root mean square difference: the median over originals of the nearest generation), which are no figures
-of theirs. Over prompts: median and MAD, of all and of each type that the prompt file names, with a bootstrap interval
-over prompts.
+The figures of a prompt follow the scripts of NeMo (Hintersdorf et al., NeurIPS 2024, `metrics/compute_*.py`).
+`SSCD_gen` is the median over generations of the cosine of SSCD descriptors of the same seed without and with the
+mitigation. `SSCD_orig` is the highest over generations of the median over originals (`SSCD_orig_median`: the median
+over generations). `D_SSCD` is the median over pairs of generations. `A_CLIP` is the median cosine of CLIP embeddings to
+the prompt. Medians are torch's, the lower of two middle values.
+
+The other figures are not from NeMo and need no networks: `MS_SSIM_gen`, `D_MS_SSIM` (pairs of generations),
+`pixels_gen` and `pixels_orig` (root mean square difference: the median over originals of the nearest generation). Over
+prompts: median and MAD, of all and of each type that the prompt file names, with a bootstrap interval over prompts.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ RESAMPLES = 1000
 
 
 def sscd_scores(made: Tensor, plain: Tensor | None, own: Tensor | None) -> dict[str, float]:
-    """NeMo's figures of descriptors of unit length.
+    """Compute NeMo's figures of descriptors of unit length.
 
     Args:
-        made: `(K, D)` of generations.
-        plain: `(K, D)` of the same seeds without the mitigation.
-        own: `(R, D)` of the originals.
+        made: descriptors `(K, D)` of generations.
+        plain: descriptors `(K, D)` of the same seeds without the mitigation.
+        own: descriptors `(R, D)` of the originals.
     """
     found = {}
     if plain is not None:
@@ -49,12 +50,12 @@ def sscd_scores(made: Tensor, plain: Tensor | None, own: Tensor | None) -> dict[
 
 
 def pixel_scores(made: Sequence[Tensor], plain: Sequence[Tensor] | None, own: Sequence[Tensor]) -> dict[str, float]:
-    """Figures of pixels.
+    """Compute figures of pixels.
 
     Args:
         made: K images `(3, H, W)` uint8.
-        plain: the same seeds without the mitigation.
-        own: the originals, of any sizes; each is resized to that of the generation.
+        plain: images of the same seeds without the mitigation.
+        own: originals of any size; each is resized to the size of the generation.
     """
     found = {}
     if plain is not None:
@@ -69,7 +70,7 @@ def pixel_scores(made: Sequence[Tensor], plain: Sequence[Tensor] | None, own: Se
 
 
 def _similar(name: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Median MS-SSIM of pairs; nothing without pairs, or of images too small for it."""
+    """Return the median MS-SSIM of pairs; empty without pairs or for too small images."""
     if not pairs or min(pairs[0][0].shape[-2:]) < SMALLEST:
         return {}
     each = [float(pairwise_similarity(a[None] / 255, _like(b, a)[None] / 255)[0]) for a, b in pairs]
@@ -77,7 +78,7 @@ def _similar(name: str, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, flo
 
 
 def _like(image: Tensor, other: Tensor) -> Tensor:
-    """An image in the size of another one, uint8."""
+    """Return an image in the size of another one, uint8."""
     if image.shape == other.shape:
         return image
     size = (int(other.shape[-2]), int(other.shape[-1]))
@@ -90,11 +91,11 @@ def _median(values: Sequence[float]) -> float:
 
 
 def reduced(similarities: Sequence[Tensor], name: str) -> dict[str, Any]:
-    """The figures that the papers other than NeMo make of similarities; each takes the best original first.
+    """Compute the figures of the papers other than NeMo; each takes the best original first.
 
     Args:
-        similarities: per prompt `(K, R)`, with K and R of its own.
-        name: of the convention.
+        similarities: similarities `(K, R)` per prompt; K and R may differ.
+        name: name of the convention.
 
     Raises:
         DataError: for `membench` where prompts have different numbers of generations.
@@ -104,20 +105,20 @@ def reduced(similarities: Sequence[Tensor], name: str) -> dict[str, Any]:
         return reduce_similarity(torch.cat(best)[None, :, None], name)
     if len({len(each) for each in best}) > 1:
         raise DataError(
-            f"Between {min(map(len, best))} and {max(map(len, best))} generations per prompt",
-            expected="as many of each: MemBench's figures are of the best 1 and 3",
-            remedy="take another --sscd_convention, or the same seeds for all prompts",
+            f"Prompts have between {min(map(len, best))} and {max(map(len, best))} generations",
+            expected="the same number for each: MemBench's figures take the best 1 and 3",
+            remedy="give another --sscd_convention, or use the same seeds for all prompts",
         )
     return reduce_similarity(torch.stack(best)[:, :, None], name)
 
 
 def over_prompts(values: Sequence[float | None], kinds: Sequence[str | None], *, seed: int = 0) -> dict[str, Any]:
-    """Median, MAD and interval of all prompts, and of each kind.
+    """Return median, MAD and interval of all prompts, and of each kind.
 
     Args:
         values: P values, None where a prompt has none.
         kinds: P kinds, None where it is not known.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     numbers = torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float64)
     found = {"all": _with_interval(numbers, seed)}
@@ -138,6 +139,6 @@ def _with_interval(values: Tensor, seed: int) -> dict[str, Any]:
 
 
 def figures(rows: Sequence[Mapping[str, float]], kinds: Sequence[str | None]) -> dict[str, Any]:
-    """Every figure that some prompt has, over prompts."""
+    """Return every figure of the prompts, over prompts."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: over_prompts([row.get(name) for row in rows], kinds) for name in names}

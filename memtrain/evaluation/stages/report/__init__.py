@@ -1,1 +1,1 @@
-"""The report of a folder, made anew from the results in it."""
+"""The report of a folder, made from the results in it."""

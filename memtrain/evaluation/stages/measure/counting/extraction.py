@@ -1,12 +1,13 @@
 """Extraction: training pictures that come back for their captions, and for prompts of no training picture.
 
-What, by prompt: the share of prompts with a copy of their own picture among their K generations. What, without a
+Figure by prompt: the share of prompts with a copy of their own picture among their K generations. Figure without a
 prompt: the number of different training pictures among generations for the empty prompt, or for captions of no training
 picture, also per thousand generations.
 Source: Carlini et al., "Extracting Training Data from Diffusion Models" (USENIX Security 2023), §4 (by prompt; Stable
-Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280 images). How many pictures could come
-out: Chao, "Nonparametric estimation of the number of classes in a population", 1984, a lower bound; the chance that a
-further copy is of a picture not seen yet: Good, "The population frequencies of species", 1953.
+Diffusion) and §5 (unconditional; CIFAR-10: 2^20 generations brought out 1,280 images). Chao,
+"Nonparametric estimation of the number of classes in a population", 1984, for a lower bound of the number of pictures
+that can come back. Good, "The population frequencies of species", 1953, for the probability that a further copy is of
+another picture.
 Cost: none beside the sampling. The share by prompt grows with K, and the number of pictures without a prompt grows with
 the number of generations. The results hold both numbers.
 Cannot: bound the pictures that another sampler, guidance or a thousand times as many generations would bring back.
@@ -72,7 +73,7 @@ def unconditional_extraction(
         `n` (generations), `copies`, `share`, `interval`, `prompts`, `effective_n`, `distinct` (training pictures) and
         `per_thousand` (training pictures per thousand generations). Also `most` (the most frequent picture and its
         count), `next_is_new` (probability that the next copy is of another picture) and `at_least` (lower bound of the
-        number of pictures that can come back); these three are None without a copy. For one prompt the generations are
+        number of pictures that can come back). These three are None without a copy. For one prompt the generations are
         independent trials.
     """
     yes = copies(nearest, threshold)

@@ -4,8 +4,9 @@ Method: held-out pictures come from the same distribution as the training pictur
 training picture shows the distance without copying. Generations that are nearer are copies, or nearly so. A model that
 generates new pictures of the distribution is nearer in half of all comparisons.
 Source: Meehan, Chaudhuri and Dasgupta, "A non-parametric test to detect data-copying in generative models" (AISTATS
-2020): Z_U is the Mann-Whitney statistic of the distances, standardised (with their continuity correction), and C_T its
-mean over cells of the space, weighted by the share of held-out pictures in each, cells with few generations left out.
+2020). Z_U is the Mann-Whitney statistic of the distances, standardised (with their continuity correction). C_T is its
+mean over cells of the space, weighted by the share of held-out pictures in each; cells with few generations are left
+out.
 Far below 0 means copying, far above 0 that the generations are far from the data (underfitting).
 Trap: Z_U assumes independent generations, but K generations of one prompt are not independent. So Z_U is too far from 0
 for K > 1. Judge by `probability`, whose interval resamples prompts and held-out pictures.

@@ -2,7 +2,7 @@
 
 Method: the denoising loss of each canary's image is ranked among images of the same generator that were never planted,
 with the same caption and noise. Generations for the caption are compared with all these images. For each border, the
-model paints the level anew. :mod:`memtrain.evaluation.stages.measure.counting.exposure` and
+model paints a new level. :mod:`memtrain.evaluation.stages.measure.counting.exposure` and
 :mod:`memtrain.evaluation.stages.measure.counting.border_keys` compute the figures.
 Source: as in these modules. The loss takes the place of a language model's log-perplexity, which diffusion models bound
 by it (Ho et al., "Denoising Diffusion Probabilistic Models", 2020).
@@ -135,7 +135,7 @@ def exposure_of_secrets(
     measure: CopyMeasure | None,
     sampling: Sampling | None = None,
 ) -> dict[str, Any] | None:
-    """Make the part `counts.exposure`: `canaries` and `border_keys`, each None if not planted; None without both."""
+    """Make the part `counts.exposure` of `canaries` and `border_keys`, each None if not planted; None without both."""
     if canaries is None and borders is None:
         return None
     return {

@@ -3,8 +3,8 @@
 Method: K generations of a prompt are not K independent trials. For a memorized prompt nearly all are copies, for
 another prompt none. The interval is Wilson's, with the effective number of trials n / (1 + (K − 1) ρ). ρ is the
 correlation within prompts, estimated by the analysis of variance and kept in [0, 1].
-Source: design effects: Kish, "Survey Sampling", 1965; effective sample sizes in intervals of proportions: Korn and
-Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
+Source: Kish, "Survey Sampling", 1965, for design effects. For effective sample sizes in intervals of proportions, Korn
+and Graubard, "Confidence intervals for proportions with small expected number of positive counts estimated from survey
 data", Survey Methodology 1998.
 Direction: higher similarity means a copy. A similarity strictly above a threshold counts as a copy, as for conformal
 thresholds.

@@ -2,10 +2,10 @@
 
 Method: a prompt is *verbatim* if one of its generations is as near to its picture as a copy of it is. It is a
 *template* if it is not verbatim but a part of the picture comes back: half of its tiles match, or its edges match.
-Source: Webster, "A reproducible extraction of training images from diffusion models" (arXiv 2305.08694): matching
+Source: Webster, "A reproducible extraction of training images from diffusion models" (arXiv 2305.08694). A copy matches
 verbatim if the sum of squared differences at 256 by 256 pixels, values from 0 to 1, is below 2,500 (:data:`PUBLISHED`,
-a root mean square of 0.113); template verbatim if the same sum within a mask, divided by the mask's share of the
-picture, is. The paper tests for templates first, with masks made by hand from retrieved pictures. This module
+a root mean square of 0.113). It is template verbatim if the same sum within a mask, divided by the mask's share of the
+picture, is below it. The paper tests for templates first, with masks made by hand from retrieved pictures. This module
 approximates the paper in three places. The mask is not made by hand: it is the half of 8 by 8 tiles that matches best
 (:data:`KEPT`), so plain backgrounds match easily. Foregrounds in other colours leave no tile that matches. For them the
 edges are compared by the correlation of Sobel magnitudes. This follows the paper's black-box attack, which tests
