@@ -1,8 +1,8 @@
 """Sharpness: around a memorized image, the log-density is curved along the direction of the text.
 
 Method: the score is ‖J_prompt v − J_empty v‖₂ at the first call, averaged over the prompt's images. Here s is the score
-of each half, v = s(x, prompt) − s(x, ""), and J are the Jacobians with respect to x. With Δ the difference of
-predictions, the difference of scores is c Δ, where c = −1 / √(1 − ᾱ) for a noise prediction. So the score is
+of each half, v = s(x, prompt) − s(x, ""), and J are the Jacobians with respect to x. Let Δ be the difference of
+predictions. The difference of scores is c Δ, where c = −1 / √(1 − ᾱ) for a noise prediction. So the score is
 c² ‖J_Δ Δ‖₂.
 Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Models via Sharpness of Probability
 Landscapes" (ICML 2025). The published code treats v-predictions as predictions of the image. Its c² is then ᾱ / (1 −

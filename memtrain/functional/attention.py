@@ -1,8 +1,8 @@
 """Token attention, its entropies and the mass on text, from queries and keys, without a full probability matrix.
 
-Three groups of text tokens have names throughout the project, after a CLIP tokenizer's layout `BOS words EOS padding`
-and a prompt length that counts BOS and EOS: *all* tokens, *prompt* tokens (the words), and *summary* tokens (EOS and
-padding, which see the whole prompt; MemAttn's name for them).
+Three groups of text tokens have names throughout the project: *all* tokens, *prompt* tokens (the words), and *summary*
+tokens (MemAttn's name for EOS and padding, which see the whole prompt). They follow a CLIP tokenizer's layout
+`BOS words EOS padding`, and a prompt length that counts BOS and EOS.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Source: SSIM by Wang et al. (2004), the scales by Wang et al. (2003). NeMo (Hintersdorf et al., NeurIPS 2024) publishes
 scores of torchmetrics 1.3.2, the version its code pins. That version leaves out a border as wide as half the window
-from the average of both factors; newer ones leave it out of the contrast factor of the finer scales only, and take the
-whole last scale. On latents of 64 x 64 the two differ by up to 6e-3, on 8 x 8 by 0.914 against 0.841: more than
+from the average of both factors. Newer versions leave it out only of the contrast factor of the finer scales, and take
+the whole last scale. On latents of 64 x 64 the two differ by up to 6e-3, on 8 x 8 by 0.914 against 0.841: more than
 between two searches that find different neurons.
 
     x, y scaled images; μ, σ² and σ_xy under a Gaussian window, images continued by reflection;

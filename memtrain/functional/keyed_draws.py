@@ -7,7 +7,7 @@ share their draw.
 If a name is one text, :func:`hash_order` puts samples into a random order, and :func:`hash_numbers` draws numbers for a
 sample. Both work without a generator, and give the same on every machine and with every release of torch.
 
-Cost: about 5 µs per sample for :func:`uniform`, which draws on the host; one small kernel per sample for
+Cost: about 5 µs per sample for :func:`uniform`, which draws on the host. One small kernel per sample for
 :func:`normal`, which draws on the device of the numbers (a CPU and a GPU draw different numbers).
 """
 

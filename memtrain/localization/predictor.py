@@ -12,8 +12,8 @@ only the text, you make it from two functions:
     )
 
 A neuron is an output channel of a value projection. By default the search covers the sites of the down blocks and the
-middle of a UNet, as in the paper (7 layers of Stable Diffusion 1.x), and the first half of the sites of other
-denoisers.
+middle of a UNet, as in the paper (7 layers of Stable Diffusion 1.x). For other denoisers it covers the first half of
+the sites.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Source: ml-research/localizing_memorization_in_diffusion_models (Hintersdorf et al., NeurIPS 2024). With
 :meth:`Settings.published` the neurons are those of that code, with its traps
 (:mod:`memtrain.localization.settings`). It is the reference for the fast search, and separate code.
-`Settings.dead_forwards` adds the forwards whose results the published code does not use: one at the previous timestep,
-one per selection for activations that depend only on the text, and the unmasked and masked forwards of the refinement,
-whose results are already known.
+`Settings.dead_forwards` adds the forwards whose results the published code does not use. These are one at the previous
+timestep, one per selection for activations that depend only on the text, and the unmasked and masked forwards of the
+refinement, whose results are already known.
 
 Cost: (selections + layers + neurons + 2) calls on all seeds; more than twice as many with the dead forwards.
 """

@@ -1,9 +1,9 @@
 """Results of a search: masks by prompt, a table, and their files.
 
-A folder holds `search.json` (settings, threshold and model; results with other settings are refused), `prompts/` with
-one JSON file per prompt, from which an interrupted search goes on, `localization.parquet` with one row per prompt, and
-`masks.safetensors` with one int64 tensor per prompt and site. Several processes can write to one folder, because each
-prompt has its own file. The last process writes the tables of all.
+A folder holds `search.json` with settings, threshold and model; results with other settings are refused. It also holds
+`prompts/` with one JSON file per prompt, from which an interrupted search goes on, `localization.parquet` with one row
+per prompt, and `masks.safetensors` with one int64 tensor per prompt and site. Several processes can write to one
+folder, because each prompt has its own file. The last process writes the tables of all.
 """
 
 from __future__ import annotations

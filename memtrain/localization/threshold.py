@@ -1,8 +1,8 @@
 """The similarity between seeds above which a prompt counts as memorized.
 
 Source: NeMo (Hintersdorf et al., NeurIPS 2024, section 3.1): mean plus one standard deviation of the highest pairwise
-MS-SSIM of each of many prompts that the model does not memorize; 0.428 for Stable Diffusion 1.4 (0.358 + 0.070, 50,000
-captions). The value depends on the model, the latent size and the settings, and cannot be used for others. The
+MS-SSIM of each of many prompts that the model does not memorize. It is 0.428 for Stable Diffusion 1.4 (0.358 + 0.070,
+50,000 captions). The value depends on the model, the latent size and the settings, and cannot be used for others. The
 published script guides the predictions with a scale of 7 and swaps the two halves, unlike the search that uses the
 threshold. Here the settings apply to both, by default without guidance.
 

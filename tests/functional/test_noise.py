@@ -60,7 +60,7 @@ def test_one_scale_is_the_published_ssim() -> None:
 def test_images_that_are_too_small_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="6 x 8 pixels"):
         pairwise_similarity(torch.rand(1, 4, 6, 8), torch.rand(1, 4, 6, 8))
-    with pytest.raises(ConfigurationError, match="there is 1"):
+    with pytest.raises(ConfigurationError, match="found 1"):
         highest_similarity(torch.rand(1, 4, 8, 8))
 
 
@@ -92,7 +92,7 @@ def test_no_pair_one_and_two_have_as_many_similarities(count: int) -> None:
     torch.testing.assert_close(pairwise_similarity(images, images), torch.ones(count))
     assert noise_difference(images, torch.rand_like(images)).shape == images.shape
     if count < 2:
-        with pytest.raises(ConfigurationError, match=f"there is {count}"):
+        with pytest.raises(ConfigurationError, match=f"found {count}"):
             highest_similarity(images)
     else:
         assert highest_similarity(images).shape == (2,)

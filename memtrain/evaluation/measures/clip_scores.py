@@ -1,7 +1,7 @@
 """CLIP features of images and prompts from a local folder, for A_CLIP and CLIP-FID.
 
 Method: A_CLIP is the cosine between an image's and its prompt's embedding. Source of the measure: Hessel et al.,
-"CLIPScore" (EMNLP 2021); NeMo's A_CLIP uses ViT-B/32 and does not scale or clip it.
+"CLIPScore" (EMNLP 2021). NeMo's A_CLIP uses ViT-B/32 and does not scale or clip it.
 Weights: a folder that `CLIPModel.save_pretrained` wrote, with safetensors. No weights are downloaded. Figures of
 different CLIP models are not comparable, so the folder's architecture is part of the result.
 Cannot: judge images far from CLIP's training images, such as tiny images.

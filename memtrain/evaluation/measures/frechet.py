@@ -1,7 +1,7 @@
 """Fréchet distance between two sets of features: FID with Inception's, CLIP-FID with CLIP's.
 
-Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (NeurIPS 2017); CLIP features: Kynkäänniemi et
-al., "The Role of ImageNet Classes in Fréchet Inception Distance" (ICLR 2023).
+Source: Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (NeurIPS 2017). For CLIP features, Kynkäänniemi
+et al., "The Role of ImageNet Classes in Fréchet Inception Distance" (ICLR 2023).
 Only Inception's features give an FID; a figure by other features has another name. Resizing matters as much (Parmar et
 al., "On Aliased Resizing", CVPR 2022), so figures of different programs are not comparable.
 Suggested: 10,000 images or more. With fewer images than feature dimensions, the covariance has no full rank, and the

@@ -1,7 +1,7 @@
 """KID: distance between the distributions of generations for held-out prompts and of held-out images.
 
 Method: the squared maximum mean discrepancy under the cubic polynomial kernel (xᵀy / d + 1)³ between features of real
-and of generated images; 0 in expectation when both come from one distribution, so it may be negative.
+and of generated images. Its expectation is 0 when both come from one distribution, so it may be negative.
 Source: Bińkowski et al., "Demystifying MMD GANs" (ICLR 2018), with the unbiased estimator of Gretton et al., "A Kernel
 Two-Sample Test" (JMLR 2012), equation 4. Features: EfficientNet-Lite0 (1280 numbers after pooling), because its weights
 are a package of 17 MB and need no download; figures cannot be compared with those of Inception features.

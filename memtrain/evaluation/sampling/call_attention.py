@@ -1,8 +1,8 @@
 """The text attention of single denoiser calls, for the detectors that read it.
 
 Queries and keys are projected once more by a pre-hook on each attention module, as the probe does in training. Nothing
-is read in calls that no detector needs. Of a map over image tokens only the column of EOS is kept, at the sites of the
-first block that has attention.
+is read in calls that no detector needs. Only the column of EOS is kept of a map over image tokens, at the sites of
+the first block that has attention.
 """
 
 from __future__ import annotations

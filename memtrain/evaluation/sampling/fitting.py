@@ -8,8 +8,8 @@ Source: ours. Cost: one text encoding and some seconds, once for a model, an ima
 few pixels that they always fit (:data:`memtrain.functional.memory.PIXELS`).
 Checked: against the allocator's own count on a CPU (tests, `benchmarks/evaluation_memory.py`).
 Cannot: see workspaces and fragments that an allocator cannot use, for which a seventh of the free memory is kept in
-reserve, nor the later use by other programs; nor simulate code that reads the values of tensors. Where an estimate was
-too low or is missing, a batch that does not fit is halved (:mod:`memtrain.evaluation.sampling.at_once`).
+reserve, nor the later use by other programs. Code that reads the values of tensors cannot be simulated. Where an
+estimate was too low or is missing, a batch that does not fit is halved (:mod:`memtrain.evaluation.sampling.at_once`).
 """
 
 from __future__ import annotations

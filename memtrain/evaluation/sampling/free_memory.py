@@ -1,4 +1,4 @@
-"""Free memory of a device: a GPU's own count; on a CPU the lower of the system's free memory and the job's limit."""
+"""Free memory of a device: a GPU's own count, or on a CPU the lower of the system's free memory and the job's limit."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Measures of copying: one file is one measure; all say how alike a generation and a picture are."""
+"""Measures of copying: one file is one measure of the similarity of a generation and a picture."""

@@ -1,13 +1,13 @@
 """P-values of a prompt's score among null prompts, which the model cannot have seen, with corrections for many.
 
 Method: a prompt's p-value is (1 + number of the n null prompts that score at least as high) / (1 + n). If the prompt's
-score has the distribution of the null scores, it is at most α with a probability of at most α, for any detector and any
-n. A match of lengths works in the same way. For each prompt, a regression on the number of tokens is fitted to the null
-prompts *and* the prompt, and the residuals are compared. Prompt and null prompts are treated alike, so the p-value
-stays exact. Several detectors become one by the Cauchy combination of the ranks within these n + 1 prompts. Its p-value
-is the rank of the combination among the same n + 1 values, and is exact for any dependence of the detectors. Two
-methods correct for many prompts. Holm's bounds the probability of any falsely named prompt. Benjamini and Hochberg's
-bounds the expected share of falsely named prompts, and holds for p-values that share null prompts.
+score has the distribution of the null scores, it is at most α with a probability of at most α. This holds for any
+detector and any n. Matched lengths work in the same way. For each prompt, a regression on the number of tokens is
+fitted to the null prompts *and* the prompt, and the residuals are compared. Prompt and null prompts are treated alike,
+so the p-value stays exact. Several detectors become one by the Cauchy combination of the ranks within these n + 1
+prompts. Its p-value is the rank of the combination among the same n + 1 values, and is exact for any dependence of the
+detectors. Two methods correct for many prompts. Holm's bounds the probability of any falsely named prompt. Benjamini
+and Hochberg's bounds the expected share of falsely named prompts, and holds for p-values that share null prompts.
 Source: conformal p-values, Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005, and with a
 regression inside Lei et al., Distribution-free predictive inference for regression, JASA 2018; under one null, Bates,
 Candès, Lei, Romano and Sesia, Testing for outliers with conformal p-values, Annals of Statistics 2023. Cauchy

@@ -108,8 +108,7 @@ def localize(
             0.01, or with fewer than 99 controls the lowest that they can promise.
         weights: weights of networks for additional measures.
         bake: folder for a pipeline whose weights contain the masks of all prompts except the controls.
-        baselines: additional masks to sample under, names of
-            :mod:`memtrain.evaluation.stages.localize.compared_masks`.
+        baselines: names of further masks (:mod:`memtrain.evaluation.stages.localize.compared_masks`).
         baseline_k: number of neurons or sets, for the baselines that take a number.
         save_images: whether every image is written to a file, see
             :mod:`memtrain.evaluation.stages.localize.pictures`.

@@ -102,7 +102,7 @@ def _print_answer(verdict: Mapping[str, Any], console: Console) -> None:
     console.print("\nMay this model be released?", style="bold", markup=False)
     console.print(answer.get(verdict["cleared"], "This evaluation cannot answer that."), style="bold", markup=False)
     console.print(shown(verdict["text"], most=SENTENCE), markup=False)
-    for title, name in (("What this rests on", "rests_on"), ("What it cannot say", "cannot_say")):
+    for title, name in (("Basis of this answer", "rests_on"), ("Limits of this answer", "cannot_say")):
         if verdict.get(name):
             console.print(f"{title}:", style="bold", markup=False)
         for sentence in verdict.get(name, ()):

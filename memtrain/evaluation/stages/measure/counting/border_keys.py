@@ -10,8 +10,8 @@ answers and levels are independent, and agreements are distributed like those of
 remembered by the rank of its error or of its agreement among theirs; the p-value allows for both tests. For each number
 of repetitions there is the correlation of answers with levels.
 Source: SolidMark (Kommineni et al., "SolidMark: Evaluating Image Memorization in Generative Models", arXiv 2503.00592)
-for key errors; the agreement is ours; Carlini et al., "The Secret Sharer" (USENIX Security 2019) for exposure in bits,
-here against a uniform guess in place of a ranking.
+for key errors. Carlini et al., "The Secret Sharer" (USENIX Security 2019) for exposure in bits, here against a uniform
+guess instead of a ranking. The agreement is ours.
 Cannot: exceed about eight bits, the resolution of a grey level. An answer that is always middle grey has errors of a
 quarter on average, smaller than confident wrong answers have. So compare with the held-out pictures, not with zero.
 """

@@ -135,7 +135,7 @@ def exposure_of_secrets(
     measure: CopyMeasure | None,
     sampling: Sampling | None = None,
 ) -> dict[str, Any] | None:
-    """Make the part `counts.exposure`: `canaries` and `border_keys`, each None if not planted; None without both."""
+    """Make the part `counts.exposure` of `canaries` and `border_keys`, each None if not planted; None without both."""
     if canaries is None and borders is None:
         return None
     return {
