@@ -20,7 +20,7 @@ from memtrain.errors import ConfigurationError, MemtrainError
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs" / "your_own_script.md"
-OPTIONS = {"skip": "Skip what is flagged", "snr": "With min-SNR weights"}
+OPTIONS = {"skip": "Skip flagged samples", "snr": "With min-SNR weights"}
 """Options of the command, and the headings in the docs."""
 
 IMAGES, COPIES = 160, 80

@@ -9,7 +9,6 @@ import site
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,12 @@ from tests.conftest import ROOT
 pytestmark = pytest.mark.slow
 
 SOURCES = ("memtrain", "configs", "assets", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
-Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def environment() -> dict[str, str]:
+    """The variables of a user's shell: nothing of the clone, and no network."""
+    left = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return left | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "COLUMNS": "200"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +49,7 @@ def installed(wheel: Path, folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(pip, check=True, capture_output=True)
+    subprocess.run(pip, check=True, capture_output=True, env=environment())
     (packages,) = folder.glob("lib/python*/site-packages")
     # The lines of a .pth are folders; .pth files in these, such as that of an editable install, are not read.
     (packages / "of_the_tests.pth").write_text("\n".join(site.getsitepackages()) + "\n")
@@ -64,11 +68,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(script: Path, folder: Path, *words: str) -> str:
     """What a command prints; it has to succeed."""
-    left_out = ("PYTHONPATH", "VIRTUAL_ENV")
-    environment = {name: value for name, value in os.environ.items() if name not in left_out}
-    environment |= {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "COLUMNS": "200"}
     done = subprocess.run(
-        [script, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=900
+        [script, *words], cwd=folder, env=environment(), capture_output=True, text=True, check=False, timeout=900
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout

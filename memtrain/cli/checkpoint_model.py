@@ -46,8 +46,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"{path} does not say which model it is of{_what_it_holds(state)}",
             expected="a checkpoint of TextToImageModule",
-            remedy="of a run, resume it with --ckpt_path, which exports a pipeline when it ends; of another program, "
-            "take the .safetensors file of the same model",
+            remedy="resume a run of memtrain with --ckpt_path, and it exports a pipeline at its end; for another "
+            "program, take the .safetensors file of the same model",
         )
     return state
 
@@ -117,7 +117,7 @@ def _adapters(description: Mapping[str, Any]) -> LoRA | None:
         return lora_of(description)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
-            f"The checkpoint's options of adapters are not those of this version: {one_line(error)}",
+            f"The adapter options of the checkpoint do not fit this version: {one_line(error)}",
             expected="a checkpoint that this version of memtrain reads",
             remedy="export it with the version that wrote it (memtrain export)",
         ) from error

@@ -40,7 +40,7 @@ def checkpoints_of(pattern: str, *, precision: Precision, device: str) -> list[C
         step = read_checkpoint(path).get("global_step")
         kept = found_steps.setdefault(None if step is None else int(step), path)
         if kept != path:
-            print(f"Left out: {path} is of the same step as {kept}")
+            print(f"Left out: {path}, which has the same step as {kept}")
     steps = sorted(found_steps.items(), key=lambda item: (item[0] is None, item[0] or 0))
     return [Checkpoint(path, step, _loader(path, precision, device)) for step, path in steps]
 

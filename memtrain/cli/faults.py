@@ -39,7 +39,7 @@ def explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErro
         if isinstance(one, DiskFullError):
             return DiskFullError(one.problem, expected=one.expected, remedy=f"{ROOM}, then go on with: {again}")
         if isinstance(one, MissingPartsError):
-            remedy = f"submit the same array again, or make them here with: {without_shard(again)}"
+            remedy = f"submit the same array again, or make the missing parts here with: {without_shard(again)}"
             return MissingPartsError(one.problem, expected=one.expected, remedy=f"{remedy}. {NOT_TWICE}")
         if isinstance(one, MemtrainError):
             return one
@@ -79,8 +79,8 @@ def _explained(error: BaseException, *, again: str, smaller: str) -> MemtrainErr
         who = "; ".join(getattr(error, "__notes__", []))
         return ResourceError(
             f"Another process of this run ended or can no longer be reached: {f'{who}. ' if who else ''}{said[:300]}",
-            expected="every process up to the end; its own output, or the system's log, says why it ended",
-            remedy=f"mend that, then go on with: {again}",
+            expected="every process up to the end; its output, or the log of the system, says why it ended",
+            remedy=f"remove the cause, then go on with: {again}",
         )
     return None
 

@@ -89,9 +89,9 @@ class PictureFolder:
     def known_prompts(self, *, most: int) -> tuple[list[PromptToScore], torch.Tensor]:
         """Nothing is known of a model's prompts without its run."""
         raise ConfigurationError(
-            f"It is not known which captions of {self.path} {self.model} has memorized",
+            f"Nothing says which captions of {self.path} the model {self.model} has memorized",
             expected="a finished run, or a file of prompts",
-            remedy="name them with --run or --prompts",
+            remedy="name the run with --run, or the file with --prompts",
         )
 
     def samples(

@@ -97,7 +97,7 @@ def _valued(words: list[str], name: str) -> str | None:
             return word.partition("=")[2]
         if word == name:
             if place + 1 == len(words):
-                raise ConfigurationError(f"{name} without a file", expected=f"{name} FILE", remedy="name one")
+                raise ConfigurationError(f"{name} without a file", expected=f"{name} FILE", remedy="name the file")
             value = words[place + 1]
             del words[place : place + 2]
             return value

@@ -51,8 +51,8 @@ def require_progress(folder: Path, config: Any) -> None:
         raise ConfigurationError(
             f"The last {in_vain} starts of job {job} made no progress: no checkpoint was written, and no cache has "
             f"grown (newest checkpoint: {found['checkpoint'] or 'none'})",
-            expected="at each start a checkpoint that the next one goes on from, or more in the caches",
-            remedy="look in the log for why they ended; give the job more time (--time), or ModelCheckpoint a smaller "
+            expected="a new checkpoint or larger caches at each start",
+            remedy="look in the log why they ended; give the job more time (--time), or ModelCheckpoint a smaller "
             "every_n_train_steps, and submit it again",
         )
     folder.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def refusal(message: str, options: Iterable[str] = ()) -> ConfigurationError:
     if (found := re.search(r'in "<unicode string>", line (\d+)', message)) is not None:
         place = max(number for number, line in enumerate(lines) if "<unicode string>" in line)
         what = f"{path or 'A file'} names a file that is not YAML: {lines[max(place - 1, 0)].strip()}, line {found[1]}"
-        return _told(what, "YAML of plain values", "mend it")
+        return _told(what, "YAML of plain values", "correct this line")
     if lines[0].startswith("unrecognized arguments:"):
         return _unrecognized(lines[0].partition(": ")[2], known)
     if lines[0].startswith("the following arguments are required:"):
@@ -96,7 +96,9 @@ def refusal(message: str, options: Iterable[str] = ()) -> ConfigurationError:
         choices = re.findall(r"[\w-]+", found[2])
         return _told(f"There is no {found[1]!r}", f"one of {', '.join(choices)}", _nearest(found[1], choices))
     if re.search(r"No module named", said[0]):
-        return _told(f"{path or 'A class'} names a class that is not there: {said[0]}", "a class", "check the name")
+        return _told(
+            f"{path or 'A class'} names a class that does not exist: {said[0]}", "an existing class", "check the name"
+        )
     return _wrong_value(path, said, lines)
 
 
@@ -106,8 +108,8 @@ def _wrong_value(path: str, said: list[str], lines: list[str]) -> ConfigurationE
     if not path or not matches:
         return _told(
             f"{path}: {said[0]}" if path else said[0],
-            "options as --help lists them",
-            "see the same command with --help",
+            "options that --help all lists",
+            "see the same command with --help all",
         )
     value = next((found[2] for found in matches if found[2] is not None), None) or _value(lines)
     kinds = [_kind(found[1]) for found in matches]
@@ -164,10 +166,10 @@ def _parameters(classes: list[str]) -> list[str]:
 
 def _no_option(path: str, name: str, known: list[str]) -> ConfigurationError:
     if not known:
-        return _told(f"{path or 'The configuration'} has no option {name!r}", "one that there is", "remove it")
+        return _told(f"{path or 'The configuration'} has no option {name!r}", "an existing option", "remove it")
     return _told(
         f"{path or 'The configuration'} has no option {name!r}",
-        f"one of {', '.join(known)}" if len(known) <= 20 else "an option as --help lists them",
+        f"one of {', '.join(known)}" if len(known) <= 20 else "an option that --help all lists",
         _nearest(name, known),
     )
 
@@ -177,7 +179,7 @@ def _no_class(path: str, module: str, name: str) -> ConfigurationError:
     names = [one for one, kind in there.items() if inspect.isclass(kind) and kind.__module__ == module]
     return _told(
         f"{path.partition('.init_args')[0] or 'The configuration'}: there is no {name} in {module}",
-        f"one of {', '.join(names)}" if names else "a class that is there",
+        f"one of {', '.join(names)}" if names else "an existing class",
         _nearest(name, names),
     )
 
@@ -198,9 +200,9 @@ def _unrecognized(words: str, known: list[str]) -> ConfigurationError:
     first = words.split()[0] if words.split() else ""
     name = first.partition("=")[0]
     if not name.startswith("-"):
-        return _told(f"{first!r} stands there without an option", "options as --name value", "see --help")
+        return _told(f"{first!r} stands without an option", "options as --name value", "see --help")
     return _told(
-        f"There is no option {name}", "an option as --help lists them", _nearest(name.lstrip("-"), known, "--")
+        f"There is no option {name}", "an option that --help all lists", _nearest(name.lstrip("-"), known, "--")
     )
 
 
@@ -211,7 +213,7 @@ def _nearest(name: str, known: Iterable[str], dashes: str = "") -> str:
     if not near:
         # The end of a name is what is remembered: `max_steps` of `trainer.max_steps`.
         near = [one for one in names if one.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    return f"did you mean {dashes}{near[0]}?" if near else "see the same command with --help"
+    return f"did you mean {dashes}{near[0]}?" if near else "see the same command with --help all"
 
 
 def _told(found: str, expected: str, remedy: str) -> ConfigurationError:

@@ -142,9 +142,9 @@ def make_plan(run: Path, *, remaining: float) -> Plan:
     visited = _visits_of(run, flagged)
     if not len(visited):
         raise ConfigurationError(
-            f"{run} has nothing to take back: it flagged {len(flagged)} samples, and was trained on none of them",
+            f"{run} has nothing to take back: it flagged {len(flagged)} samples, and it was trained on none of them",
             expected="flagged samples that the run was trained on",
-            remedy="nothing has to be done; memtrain measure shows what the model reproduces",
+            remedy="do nothing; memtrain measure shows what the model reproduces",
         )
     fitting = [one for one in checkpoints if int((visited < one.step).sum()) <= remaining * len(visited)]
     chosen = max(fitting, key=lambda one: one.step, default=None)
@@ -265,6 +265,6 @@ def _wait_for(path: Path) -> None:
         time.sleep(1)
     raise ConfigurationError(
         f"{path} did not appear within {WAIT} s",
-        expected="the first process to prepare it",
+        expected="the first process to write this file",
         remedy="look at the messages of the first process",
     )

@@ -37,7 +37,7 @@ def pipeline_folder(run: Path) -> Path:
     """
     if not (run / "pipeline" / "model_index.json").is_file():
         raise ConfigurationError(
-            f"{run} holds no trained pipeline", expected="pipeline/", remedy="let the training run end"
+            f"{run} holds no trained pipeline", expected="the folder pipeline/", remedy="let the training end"
         )
     return run / "pipeline"
 

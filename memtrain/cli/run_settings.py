@@ -73,7 +73,7 @@ def require_new(folder: Path) -> None:
         remedy += f", or go on with it: {continue_training(folder)}"
     raise ConfigurationError(
         shown(f"{folder} holds an earlier run: {', '.join(left)}"),
-        expected="a folder of its own for a new run",
+        expected="a new folder for a new run",
         remedy=remedy,
     )
 

@@ -33,7 +33,7 @@ class TrainParser(CarefulParser, LightningArgumentParser):
                 ConfigurationError(
                     f"trainer is a {type(settings['trainer']).__name__}",
                     expected="settings, such as `trainer: {max_steps: 100}`",
-                    remedy="mend the configuration",
+                    remedy="correct the configuration",
                 )
             )
         if monitor:

@@ -145,8 +145,8 @@ def trained(
         read_checkpoint(path)
         if lora is not None:
             raise ConfigurationError(
-                f"lora={str(lora)!r} beside the checkpoint {path}, which has its base and what was trained",
-                expected="one of both",
+                f"lora={str(lora)!r} beside the checkpoint {path}, which holds trained weights and names its base",
+                expected="one of the two",
                 remedy="for other adapters name the base model with --model",
             )
     elif (path / "config.yaml").is_file() and not (path / "model_index.json").is_file():
@@ -183,7 +183,7 @@ def of_run(run: Path, *, precision: Precision = "auto") -> TrainedPipeline:
         raise ConfigurationError(
             f"{run} holds no trained pipeline",
             expected=f"pipeline/, or {FILE} beside the run's config.yaml",
-            remedy="let the training run end, or name one of its checkpoints",
+            remedy="let the training end, or name one of its checkpoints with --model",
         )
     config: Any = read_mapping(run / "config.yaml")
     pretrained = config["model"]["init_args"]["pretrained"]

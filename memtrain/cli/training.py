@@ -189,7 +189,7 @@ def train(args: ArgsType = None) -> None:
         again = shlex.join(_go_on(words))
         found = explained(own_error(error) or error, again=again, smaller=SMALLER_TRAINING)
         if found is None:
-            print(f"After the cause is mended, go on with: {again}", file=sys.stderr)
+            print(f"When the cause is removed, go on with: {again}", file=sys.stderr)
             raise
         end(found)
 

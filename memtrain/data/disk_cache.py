@@ -7,8 +7,8 @@ is computed again. Every entry that is found is right, whichever data or run mad
 is missing, each process computes its share, and all processes read when the last one has finished. A run that was
 stopped goes on where it was. Nothing is ever deleted. You may delete the folder of an encoder that you no longer use at
 any time.
-Cost: with Stable Diffusion at 512 pixels, 64 kB for the latents of an image and 230 kB for the embeddings of a caption;
-a second per gigabyte of encoders at the start. Each start still decodes every image once, as every run does, and so
+Cost: with Stable Diffusion at 512 pixels, 64 kB for the latents of an image and 230 kB for the embeddings of a caption.
+The start takes a second per gigabyte of encoders. Each start still decodes every image once, as every run does, and so
 notices a changed one.
 Cannot: cache what training changes. The cache refuses augmentations that it would freeze, and text encoders that are
 trained. Embeddings have full precision, even if training runs its encoders in half precision.

@@ -9,7 +9,7 @@ et al., "Membership Inference Attacks against Language Models via Neighbourhood 
 Measurements led to this choice (benchmarks/RESULTS.md, "Few images"). In a run on 12 pictures, the log loss after 60
 steps was compared with that of the base model. It changed by −0.5 for training pictures, by +0.1 to +0.2 for other real
 pictures, and by −0.1 to +0.05 for quarter turns and exchanged colors. For images that the base model makes for the same
-captions, it changed by +0.6 to +0.8. So the images that prior preservation makes cannot serve as held-out images: the
+captions, it changed by +0.6 to +0.8. So the images that prior preservation makes cannot serve as held-out images. The
 model leaves the domain that they come from, and every training picture would be flagged at once. Edited copies err on
 the other side: while a picture is memorized, its copies follow it by about a sixth of the way. The false-positive rate
 is then a rate among edited copies of the user's own pictures. The copies of a picture count as different samples
@@ -105,8 +105,8 @@ def wants_copies(
     if fraction == 0 or held >= MINIMUM_CALIBRATING:
         return False
     log.warning(
-        "%d picture(s) allow %d held-out ones, but a threshold needs %d. So all of them are trained on, "
-        "and edited copies (turned, mirrored, in other colors) are the held-out images.",
+        "%d picture(s) allow %d held-out ones, but a threshold needs %d. So all of them are trained on. "
+        "Edited copies (turned, mirrored, in other colors) are the held-out images.",
         len(_pictures(range(len(keys)), keys, families)),
         held,
         MINIMUM_CALIBRATING,

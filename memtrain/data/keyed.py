@@ -4,7 +4,7 @@
 it has one, and its index otherwise. A dict, or a row of Hugging Face's `datasets`, gets the field. A tuple or another
 object becomes `{"key": ..., "sample": ...}`, which a collate function takes apart.
 
-Call it after `map` and `with_transform`, which see rows as they were, and before shuffling and splitting: an index
+Call it after `map` and `with_transform`, which see rows as they were, and before shuffling and splitting. An index
 names a sample only as long as the order of the dataset stays the same. The index of an iterable dataset is the order in
 which it yields, so a dataset that shuffles needs names of its own. Some code removes columns (transformers' Trainer
 with `remove_unused_columns`, or a collate function). Let it keep `key`, because a removed key is lost.

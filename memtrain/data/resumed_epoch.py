@@ -1,9 +1,9 @@
 """The rest of an epoch when a run continues with another batch size, number of processes or list of samples.
 
-A place in an epoch is a number of visits, not of batches. The order of an epoch's visits does not depend on the
-batches and processes that they are dealt out to: after b batches of B on R processes, the first b·B·R visits are done.
-So the rest is known and is cut into new batches. Each remaining visit is made once, except for the last visits that
-fill no batch, which every epoch leaves out. With several shapes, each shape is a stream of visits of its own
+A place in an epoch is a number of visits, not of batches. The order of an epoch's visits does not depend on the batches
+and processes that they are dealt out to. After b batches of B on R processes, the first b·B·R visits are done. So the
+rest is known and is cut into new batches. Each remaining visit is made once, except for the last visits that fill no
+batch, which every epoch leaves out. With several shapes, each shape is a stream of visits of its own
 (:mod:`memtrain.data.bucket_sampler`), which continues where it stopped.
 
 Lightning counts batches. :func:`recount` changes its counters in a checkpoint, before Lightning reads them, so that the

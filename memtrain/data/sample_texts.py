@@ -6,8 +6,8 @@
 | warned of, with the number | control characters in captions, which are trained on as they are |
 | refused, with the number and the first few | the cases below |
 
-Refused are a source without samples, a duplicate key, an empty caption, and a key or caption that holds a NUL, is not
-UTF-8 (a lone surrogate), or is longer than :data:`LONGEST_KEY` or :data:`LONGEST_CAPTION`.
+A source without samples, a duplicate key and an empty caption are refused. So is a key or caption that holds a NUL, is
+not UTF-8 (a lone surrogate), or is longer than :data:`LONGEST_KEY` or :data:`LONGEST_CAPTION`.
 """
 
 from __future__ import annotations

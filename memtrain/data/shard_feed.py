@@ -6,8 +6,8 @@ of (seed, epoch, process, worker). So the order is a function of these numbers, 
 content. With `endless`, a worker that has read its shards and emptied its buffer begins the shards again in another
 order.
 
-To go on in the middle, the draws are repeated without reading: the numbers of samples in the finished shards, which the
-place holds, determine which samples the buffer held. Only shards with samples in the buffer are read again, without
+To go on in the middle, the draws are repeated without reading. The place holds the numbers of samples in the finished
+shards. They determine which samples the buffer held. Only shards with samples in the buffer are read again, without
 decoding, and the current shard up to its place. This is exact if the shards hold what they held before. For files that
 is assumed. For the output of a command it cannot be known.
 """

@@ -4,8 +4,8 @@ The path may name local tars, a folder of tars, brace patterns, `pipe:COMMAND`, 
 `https`, `ftps`, `sftp`, `scp`, `gs`, `htgs`, `hf` and `ais` (with the programs curl, gsutil and ais). fsspec opens
 `s3`, `az`, `abfs` and `oss` (with the packages s3fs, adlfs and ossfs). Several addresses are joined by `::`.
 
-`pipe:` runs a command of a shell, and a configuration is often somebody else's. So it is refused unless the user gives
-`--trust pipe` on the command line, which no file can do. A script without memtrain's command line passes
+`pipe:` runs a command of a shell, and many configurations come from other people. So it is refused unless the user
+gives `--trust pipe` on the command line, which no file can do. A script without memtrain's command line passes
 `allow_pipes=True`. Commands and addresses come from the path alone, after its braces are expanded. Nothing that is read
 from data becomes a part of them.
 

@@ -2,12 +2,12 @@
 
 A file (*shard*) is written under another name and renamed when it is complete. A killed process thus leaves whole
 shards behind and loses only the unfinished one. Several processes may write at once: the name of a shard is a hash of
-its content. A shard that cannot be opened, such as one that was cut short during copying, is removed when the folder is
-checked for missing entries, and its entries count as missing. Entries are read through the memory map of safetensors:
-only the wanted parts are read, and the processes of a machine share its page cache. Each tensor has a checksum (CRC-32)
-in its shard, which is compared at every read. A shard that changed on the disk is removed, and made again when the run
-is continued. Shards without checksums, from earlier versions, are read without this check. Cost: an open file for each
-of at most :data:`OPEN` shards, and 0.1 ms to check the latents of an image.
+its content. The check for missing entries removes a shard that cannot be opened, such as one that was cut short during
+copying. Its entries then count as missing. Entries are read through the memory map of safetensors: only the wanted
+parts are read, and the processes of a machine share its page cache. Each tensor has a checksum (CRC-32) in its shard,
+which is compared at every read. A shard that changed on the disk is removed, and made again when the run is continued.
+Shards without checksums, from earlier versions, are read without this check. Cost: an open file for each of at most
+:data:`OPEN` shards, and 0.1 ms to check the latents of an image.
 """
 
 from __future__ import annotations

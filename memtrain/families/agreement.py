@@ -1,11 +1,11 @@
 """The agreement of two thumbnails: a score that says whether both show one picture.
 
 Thumbnail b is registered to thumbnail a (:mod:`memtrain.families.registration`). Both are then compared where they
-cover each other, independent of brightness and contrast (luminance) and of saturation (color; a gray copy has none and
-is judged by its luminance alone). Two flags of one layout agree nearly everywhere, and only the *worst* part of the
-picture tells them apart. So the worst of 49 overlapping blocks counts more than the mean. A logistic function combines
-the parts. Its constants were fitted on pairs of the emoji (copies with the edits of `benchmarks/near_duplicates.py`
-against their nearest look-alikes) and judged on the clip art.
+cover each other. Luminance is compared independent of brightness and contrast, and color independent of saturation. A
+gray copy has no color and is judged by its luminance alone. Two flags of one layout agree nearly everywhere, and only
+the *worst* part of the picture tells them apart. So the worst of 49 overlapping blocks counts more than the mean. A
+logistic function combines the parts. Its constants were fitted on pairs of the emoji (copies with the edits of
+`benchmarks/near_duplicates.py` against their nearest look-alikes) and judged on the clip art.
 Source: memtrain. Cost: that of the registration.
 Cannot: recognize a copy with text or a frame laid over it, unless it is small. The score does not tell two pictures
 apart that differ in details of less than a thirty-second of the side. It says nothing of pictures that show nothing

@@ -22,8 +22,8 @@ family stay, but nothing is added to them.
 Cost: 120 MB, and 60 bytes for each forgotten picture. This makes 200 MB at a million pictures, of which a checkpoint
 holds 70 (`benchmarks/scale_stream.py`). A batch is compared with all remembered looks, at a cost that does not grow
 with the number of batches (`benchmarks/online_families.py`). Cannot: recognize a copy with different values if the look
-of its picture was forgotten; recognize crops and shifts of more than a few per cent, which differ more than different
-pictures do.
+of its picture was forgotten. Crops and shifts of more than a few per cent are not recognized either, because they
+differ more than different pictures do.
 """
 
 from __future__ import annotations

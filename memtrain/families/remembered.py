@@ -225,7 +225,7 @@ def tail(figures: Tensor) -> tuple[float, float] | None:
 
     Pairs from the whole collection, with few copies among them, show how similar different pictures are. This is
     extrapolated to rare pairs. Above the 90th percentile, the inverse hyperbolic tangent of the similarity grows with
-    the logarithm of the share of pairs, 1.5 times as fast as between the 90th and the 97th percentile.
+    the logarithm of the share of pairs. It grows 1.5 times as fast as between the 90th and the 97th percentile.
 
     Args:
         figures: the figures of pictures that differ as far as is known, `(n, D)` int8.

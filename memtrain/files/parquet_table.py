@@ -1,7 +1,7 @@
 """Parquet tables that somebody else wrote, or that were cut off.
 
-Accepted: one file, whose columns have different names. Refused: a file that is not Parquet or ends too early, text that
-is not UTF-8, a table without a needed column, and a table of more than 50 million rows or 16 GiB.
+Accepted: one file, whose columns have different names. Refused: a file that is not Parquet or ends too early, and text
+that is not UTF-8. A table without a needed column, or with more than 50 million rows or 16 GiB, is refused, too.
 """
 
 from __future__ import annotations

@@ -99,6 +99,9 @@ class LogLines(_Base):
             self.fp.flush()
         return True
 
+    def clear(self, *args: Any, **options: Any) -> None:
+        """Do nothing: a line of a log stays."""
+
     def close(self) -> None:
         """End without another line, unless there was one before."""
         if self.disable:

@@ -91,7 +91,7 @@ def locate(
             default random words.
         settings: the settings of the search.
         output: the folder for results, in which an interrupted search goes on.
-        shard: the pair `(i, n)`, to search every n-th prompt from the i-th, i from 0, for n processes.
+        shard: the pair `(i, n)`, to search every n-th prompt from the i-th, for n processes with one `output`.
         batch_size: the number of images in one denoiser call, at least `settings.seeds`; by default the predictor's.
         progress: whether to show a progress bar over prompts.
 

@@ -67,7 +67,7 @@ class Localization(Mapping[str, NeuronMask]):
 
     @property
     def table(self) -> pa.Table:
-        """Table with one row per prompt: scores without and with the mask, seeds, neurons per layer, calls, seconds."""
+        """Table with one row per prompt: scores, kept seeds, neurons per layer, calls and seconds."""
         rows = [
             {
                 "prompt": one.prompt,

@@ -9,7 +9,7 @@ no matrix. Under autocast, normalizations run in full precision. Sizes are round
 allocator.
 Cost: about 0.1 ms an operation: a second for Stable Diffusion 1.5, ten for the largest model.
 Cannot: see workspaces of convolutions and matrix products, the pieces that an allocator cannot use, and the driver's
-memory (about 0.5 GiB); run code that asks for values of tensors.
+memory (about 0.5 GiB). Code that asks for values of tensors cannot run.
 """
 
 from __future__ import annotations

@@ -65,5 +65,5 @@ def test_ray_comes_to_the_same(pipeline_folder: Path, tmp_path: Path, capsys: py
 
 def test_an_engine_and_a_part_exclude_each_other(pipeline_folder: Path, tmp_path: Path) -> None:
     words = command(pipeline_folder, tmp_path, "out")
-    with pytest.raises(SystemExit, match="leave --engine or --shard out"):
+    with pytest.raises(SystemExit, match="leave out --engine or --shard"):
         cli.evaluate([*words, "--engine", "ray", "--shard", "0/2"])

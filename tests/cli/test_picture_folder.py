@@ -127,7 +127,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
         PictureFolder(str(tmp_path / "nowhere"), None, None, None, "m").check()
     with pytest.raises(DataError, match="No captioned image was found"):
         PictureFolder(str(tmp_path), None, None, None, "m").check()
-    with pytest.raises(ConfigurationError, match="It is not known which captions"):
+    with pytest.raises(ConfigurationError, match="Nothing says which captions"):
         PictureFolder(str(tmp_path), None, None, None, "m").known_prompts(most=1)
 
 

@@ -36,10 +36,14 @@ def test_the_innermost_is_said_with_the_whole_name_of_the_option() -> None:
     ("message", "problem", "remedy"),
     [
         ("unrecognized arguments: --promts a", "There is no option --promts", "did you mean --prompts?"),
-        ("unrecognized arguments: a", "'a' stands there without an option", "see --help"),
+        ("unrecognized arguments: a", "'a' stands without an option", "see --help"),
         ("Option 'promts' is not accepted", "The configuration has no option 'promts'", "did you mean prompts?"),
-        ("something new of a later version", "something new of a later version", "see the same command with --help"),
-        ("", "nothing", "see the same command with --help"),
+        (
+            "something new of a later version",
+            "something new of a later version",
+            "see the same command with --help all",
+        ),
+        ("", "nothing", "see the same command with --help all"),
     ],
 )
 def test_what_was_meant_is_the_nearest_by_spelling(message: str, problem: str, remedy: str) -> None:

@@ -92,7 +92,7 @@ def test_what_is_no_model_is_refused_by_what_it_is(kind: str, pipeline_folder: P
         model, expected = str(pipeline_folder / "unet"), "but a UNet2DConditionModel, one part of a pipeline"
     elif kind == "both":
         torch.save({"text_to_image": {}, "state_dict": {}}, model)
-        lora, expected = "some.safetensors", "which has its base and what was trained"
+        lora, expected = "some.safetensors", "which holds trained weights"
     with pytest.raises(ConfigurationError, match=expected):
         trained(model, lora)
 
@@ -104,7 +104,7 @@ def test_checkpoints_come_by_step_and_each_step_once(
         torch.save({"text_to_image": {}, "state_dict": {}, "global_step": step}, tmp_path / f"{name}.ckpt")
     found = checkpoints_of(str(tmp_path / "*.ckpt"), precision="auto", device="cpu")
     assert [(one.path.stem, one.step) for one in found] == [("b", 10), ("a", 200)]
-    assert "last.ckpt is of the same step" in capsys.readouterr().out
+    assert "last.ckpt, which has the same step" in capsys.readouterr().out
     with pytest.raises(ConfigurationError, match="names nothing"):
         checkpoints_of(str(tmp_path / "*.safetensors"), precision="auto", device="cpu")
     with pytest.raises(ConfigurationError, match=r"names .*config\.json"):

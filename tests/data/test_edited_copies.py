@@ -56,7 +56,7 @@ def test_all_pictures_are_trained_on_where_too_few_could_be_held_out(
     data = TextImageDataModule(str(write_folder(20)), resolution=8, duplicates=Duplicates(count=1, repeats=3))
     with caplog.at_level(logging.WARNING):
         data.build()
-    assert "20 picture(s) allow 6 held-out ones" in caplog.text and "edited copies" in caplog.text
+    assert "20 picture(s) allow 6 held-out ones" in caplog.text and "Edited copies" in caplog.text
     assert data.train_dataset is not None and len(data.train_dataset.samples) == 20
     assert data.heldout_dataset is not None
     assert {sample.key for sample in data.heldout_dataset.samples} == set(data.copied_from)

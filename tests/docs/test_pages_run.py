@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -15,7 +16,7 @@ import pytest
 
 from memtrain.cli.command import main
 from tests.docs.pages import Block, Command, blocks, commands, pages
-from tests.docs.world import make_world, presumed, run_folder, runs_named, small, take_for_granted
+from tests.docs.world import CODE, make_world, presumed, run_folder, runs_named, small, take_for_granted
 
 ELSEWHERE = {
     "pip": "the tests of the wheel",
@@ -132,7 +133,12 @@ def test_a_page_runs(page: str, world: Path, prepared: Path, monkeypatch: pytest
                 Path(step.title).write_text(step.text, encoding="utf-8")
                 importlib.invalidate_caches()
             if isinstance(step, Block) and step.language == "python":
-                code = compile("\n" * step.line + textwrap.dedent(step.text), page, "exec")
+                for run in re.findall(r"(runs/\w+)/records", step.text):
+                    take_for_granted(run, prepared)
+                text = textwrap.dedent(step.text)
+                for name, here in CODE.items():
+                    text = text.replace(name, here)
+                code = compile("\n" * step.line + text, page, "exec")
                 exec(code, names)
 
 

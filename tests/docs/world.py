@@ -52,6 +52,8 @@ WORDS = {
     "folder": "assets/tiny-sd",
 }
 """Words that stand for something of the reader's, and what they are here."""
+CODE = {"assets/clipart-pd.tar": "whole.tar"}
+"""Names in code, and what they are here: commands get a small part of this shard, code gets all of it."""
 FAMILIES = {
     **{"sdxl": "sdxl", "sd3": "sd3", "flux": "flux", "pixart": "pixart", "sana": "sana"},
     **{"sd15": "unet", "dream": "unet"},
@@ -74,6 +76,7 @@ def make_world(folder: Path) -> Path:
             (folder / "assets" / path.name).symlink_to(path)
     pipeline_of("unet").save_pretrained(folder / "assets" / "tiny-sd")
     _shard(ROOT / "assets" / "clipart-pd.tar", folder / "assets" / "clipart-pd.tar", first=0, count=60)
+    (folder / "whole.tar").symlink_to(ROOT / "assets" / "clipart-pd.tar")
     (folder / "shards").mkdir()
     for number in range(2):
         _shard(ROOT / "assets" / "clipart-pd.tar", folder / "shards" / f"{number:04}.tar", first=60 * number, count=30)
@@ -156,7 +159,7 @@ def run_folder(words: Sequence[str]) -> str:
 def runs_named(words: Sequence[str]) -> list[str]:
     """Run folders that a command reads."""
     named = [words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--run", "--of")]
-    named += [word.removesuffix("/pipeline") for word in words if re.fullmatch(r"runs/\w+/pipeline", word)]
+    named += [found[1] for word in words if (found := re.fullmatch(r"(runs/\w+)/(pipeline|flagged\.csv)", word))]
     if words[0] == "compare":
         named += [word for word in words[1:] if word.startswith("runs/")]
     return [re.sub(r"/evaluation$", "", name) for name in named]
@@ -198,7 +201,11 @@ def presumed() -> dict[str, Any]:
     names = vars(page)
     pipeline = pipeline_of("unet")
     accelerator = Accelerator(cpu=True, project_dir="runs/script")
-    names |= {"unet": pipeline.unet.train(), "noise_scheduler": DDPMScheduler(), "accelerator": accelerator}
+    names |= {
+        "unet": accelerator.prepare(pipeline.unet.train()),
+        "noise_scheduler": DDPMScheduler(),
+        "accelerator": accelerator,
+    }
     names |= {"scheduler": names["noise_scheduler"], "pipeline": pipeline_of("unet"), "vae": pipeline.vae}
     names["prompts"] = ["a red heart", "a dog on the beach"]
     names["loader"] = Batches(names)

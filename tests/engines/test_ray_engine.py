@@ -69,5 +69,5 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_engine_shares_out_the_images_by_itself(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="one of both"):
+    with pytest.raises(SystemExit, match="only one of the two"):
         cli.train(["scan", str(tmp_path), "--engine", "ray", "--shard", "0/2"])

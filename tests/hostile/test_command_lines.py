@@ -42,7 +42,7 @@ EVALUATED = [
     evaluated("a_list_of_steps", PROMPTS + "--steps [1]", r"steps is"),
     evaluated("no_value", PROMPTS + "--steps", r"steps"),
     evaluated("dtype_of_ones_own", PROMPTS + "--dtype float8", r"dtype is 'float8'\n  Expected: one of .*float32"),
-    evaluated("word_beside_options", PROMPTS + "--steps 3 4", r"'4' stands there without an option"),
+    evaluated("word_beside_options", PROMPTS + "--steps 3 4", r"'4' stands without an option"),
     evaluated("detector_of_a_stranger", PROMPTS + "--detectors [stranger18.Thing]", r"names stranger18\.Thing, whose"),
     evaluated("detector_of_os", PROMPTS + "--detectors [os.system]", r"os\.system"),
     evaluated(
@@ -104,7 +104,7 @@ TRAINED = [
     trained("model_by_name", ["--model", "stranger18.Model"], r"names stranger18\.Model"),
     trained("help_of_a_stranger", ["--model.help", "stranger18.Model"], r"names stranger18\.Model"),
     trained("deep_value", ["--trainer.callbacks", "[" * 2000], r"nested too deep|trainer\.callbacks"),
-    trained("a_stray_word", ["stray"], r"'stray' stands there"),
+    trained("a_stray_word", ["stray"], r"'stray' stands without"),
     trained("trusted_in_vain", ["--trust", "other", "--model", "stranger18.Model"], r"names stranger18\.Model"),
 ]
 COMMANDS = [

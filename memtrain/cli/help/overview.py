@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pkgutil
+from inspect import getdoc
+
 from memtrain.cli.help import prompts, release, training
 from memtrain.cli.help.screen import Screen
+from memtrain.evaluation import stages
 from memtrain.files.exit_status import table
 
 SCREENS: dict[str, Screen] = {
@@ -46,11 +50,27 @@ SHORT = {
 """The line of each command in the overview."""
 
 
+def stage_folders() -> list[str]:
+    """The names of the stages of an evaluation, found by their folders."""
+    return [found.name for found in pkgutil.iter_modules(stages.__path__) if found.ispkg]
+
+
+def _says(name: str) -> str:
+    """The first line of the docstring of a stage."""
+    # Imported here, because it imports torch.
+    from memtrain.evaluation.stages.base import stage_class
+
+    return (getdoc(stage_class(name)) or "").splitlines()[0]
+
+
 def overview() -> str:
     """The text that `memtrain` prints without a command: the commands and the exit statuses."""
     lines = ["usage: memtrain COMMAND [options]", ""]
     for title, names in TITLES.items():
         lines += [title if title.endswith("?") else f"{title}:", *(f"  {name:<12}{SHORT[name]}" for name in names)]
+    # A stage of somebody else's is a command as soon as its folder is there.
+    if more := [name for name in stage_folders() if name not in SCREENS]:
+        lines += ["More:", *(f"  {name:<12}{_says(name)}" for name in more)]
     lines += [
         "",
         "`memtrain COMMAND --help` shows the main options, `--help all` all options.",

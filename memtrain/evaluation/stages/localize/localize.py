@@ -108,7 +108,7 @@ def localize(
             0.01, or with fewer than 99 controls the lowest that they can promise.
         weights: weights of networks for additional measures.
         bake: folder for a pipeline whose weights contain the masks of all prompts except the controls.
-        baselines: names of additional masks (:mod:`memtrain.evaluation.stages.localize.compared_masks`).
+        baselines: names of further masks (:mod:`memtrain.evaluation.stages.localize.compared_masks`).
         baseline_k: number of neurons or sets, for the baselines that take a number.
         save_images: whether image files are written (:mod:`memtrain.evaluation.stages.localize.pictures`).
         shard: part of the work after the search, where several processes share an output folder.

@@ -79,7 +79,7 @@ def mitigate(
             sampling and the output folder. The pipeline is not changed.
         mitigation: the mitigation to measure.
         weights: the weight files of further networks; a CLIP model among them judges fidelity.
-        judge: the pipeline whose denoising loss judges fidelity without a CLIP model; by default the unmitigated one.
+        judge: the pipeline whose loss judges fidelity without a CLIP model; by default the unmitigated one.
         false_positive_rate: the probability that a prompt whose image was never trained on counts as reproduced. By
             default, the lowest that the number of prompts known not to be memorized allows, and at least 0.01.
         others: the number of prompts that each image's own prompt is compared with.

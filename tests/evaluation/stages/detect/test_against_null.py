@@ -107,7 +107,7 @@ def test_own_null_prompts_from_a_file(pipeline: StableDiffusionPipeline, tmp_pat
     found = stage(given(pipeline, tmp_path / "out", ["a cat"]))["null"]
     assert (found["kind"], found["prompts"]) == ("own", 20)
     file.write_text("a cat\nb\n")
-    with pytest.raises(ConfigurationError, match="holds 1 prompts that are not asked about"):
+    with pytest.raises(ConfigurationError, match="holds 1 prompts that are not scored"):
         stage.check_prompts([PromptToScore("a cat")])
 
 
