@@ -155,7 +155,7 @@ def test_options_of_sampling_become_one_value() -> None:
         ("--run nowhere --prompts cat", "nowhere is no run"),
         ("detect --model nowhere", "model='nowhere' without prompts"),
         ("detect --model nowhere --prompts cat --shard 2/2", "names no share of the work"),
-        ("detect --model nowhere --prompts cat --detectors []", r"detectors=\[\] leaves nothing to score"),
+        ("detect --model nowhere --prompts cat --detectors []", r"detectors=\[\] names no detector"),
         ("detect --model nowhere --prompts cat --images_per_prompt 0", "The sampling settings are invalid"),
         ("localize --model nowhere --prompts cat --shard 0/2 --contribution 0.4", "contributions take seconds"),
         ("measure --run nowhere", "nowhere is no run"),
@@ -251,7 +251,7 @@ def test_every_detector_that_can_reads_the_prompts(
     results = json.loads((tmp_path / "out" / "detection.json").read_text(encoding="utf-8"))
     assert {"guidance_norm_1", "guidance_norm_all", "memattn_d", "anisotropy", "sharpness"} <= set(results["detectors"])
     assert set(results["left_out"]) == {"noise_similarity", "edge_consistency", "tile_l2_3"}
-    assert results["left_out"]["edge_consistency"].endswith("compares the images of a prompt, and there is one")
+    assert results["left_out"]["edge_consistency"].endswith("compares the images of a prompt, but there is only one")
     assert "Left out: tile_l2_3. TileL2 looks for 3 images alike among 1" in capsys.readouterr().out
 
 

@@ -134,7 +134,7 @@ def test_an_unknown_kind_is_refused(stock: Any) -> None:
     before = stock.__class__
     stock.__class__ = unknown
     try:
-        with pytest.raises(ConfigurationError, match="how NewPipeline guides"):
+        with pytest.raises(ConfigurationError, match="guidance of NewPipeline"):
             sample(stock, PROMPTS)
     finally:
         stock.__class__ = before

@@ -85,7 +85,7 @@ def test_an_image_does_not_depend_on_its_batch(pipeline, images):
 
 
 def test_what_cannot_be_painted(pipeline, images):
-    with pytest.raises(ConfigurationError, match="keep a part of a picture while Tensor samples"):
+    with pytest.raises(ConfigurationError, match="Tensor cannot keep a part of a picture"):
         paint_borders(images, images, ["a", "b"], thickness=2)
     with pytest.raises(DataError, match="2 images and 1 captions"):
         paint_borders(pipeline, images, ["a"], thickness=2)

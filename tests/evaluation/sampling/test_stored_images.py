@@ -73,7 +73,7 @@ def test_a_folder_of_other_images_is_refused_and_left_as_it_is(tmp_path: Path) -
 
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Image 0 is \(3, 2, 2\)"):
+    with pytest.raises(DataError, match=r"Image 0 has shape \(3, 2, 2\)"):
         stored(tmp_path, lambda row: torch.zeros(3, 2, 2, dtype=torch.uint8))
 
 

@@ -97,5 +97,5 @@ def test_a_folder_of_another_sampling_is_refused(tmp_path: Path) -> None:
 def test_readings_of_a_type_that_is_not_kept_are_refused(tmp_path: Path) -> None:
     images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     samples = StoredSamples(tmp_path, {}, count=1, batch=1)
-    with pytest.raises(ConfigurationError, match=r"readings\.x are of float16"):
+    with pytest.raises(ConfigurationError, match=r"readings\.x have type float16"):
         samples.write(range(1), images, {"x": torch.zeros(1, 1, dtype=torch.float16)})

@@ -110,8 +110,7 @@ def localize(
         bake: folder for a pipeline whose weights contain the masks of all prompts except the controls.
         baselines: names of further masks (:mod:`memtrain.evaluation.stages.localize.compared_masks`).
         baseline_k: number of neurons or sets, for the baselines that take a number.
-        save_images: whether every image is written to a file, see
-            :mod:`memtrain.evaluation.stages.localize.pictures`.
+        save_images: whether image files are written (:mod:`memtrain.evaluation.stages.localize.pictures`).
         shard: part of the work after the search, where several processes share an output folder.
 
     Returns:

@@ -77,5 +77,5 @@ def test_prompts_do_not_depend_on_the_batch(pipeline: StableDiffusionPipeline) -
 
 
 def test_what_has_no_such_tokens_is_refused(pipeline: StableDiffusionPipeline) -> None:
-    with pytest.raises(ConfigurationError, match="No prompts to sample"):
+    with pytest.raises(ConfigurationError, match="0 prompts"):
         trace_attention(pipeline, [])
