@@ -91,7 +91,7 @@ def test_missing_parts_come_with_the_command_that_makes_them(shard: list[str]) -
     again = shlex.join(["memtrain", "scan", "my images", *shard, "--output", "out"])
     found = explained(error, again=again, smaller="")
     assert found is not None
-    assert "make them here with: memtrain scan 'my images' --output out." in found.remedy
+    assert "make the missing parts here with: memtrain scan 'my images' --output out." in found.remedy
 
 
 def test_training_goes_on_from_the_last_checkpoint_unless_another_was_asked_for() -> None:

@@ -120,7 +120,7 @@ def test_without_data_the_embedded_ones_are_scanned() -> None:
         (["one", "--data.init_args.path", "two"], "Two data sets are named: one and two"),
         (["--config", "missing.yaml"], "There is no configuration 'missing.yaml'"),
         (["--config", "empty.yaml"], "empty.yaml holds nothing"),
-        (["my images", "--shard", "4/4"], "shard='4/4' names no part"),
+        (["my images", "--shard", "4/4"], "shard='4/4' names no share of the work"),
         (["my images", "--shard", "merge"], "parts are missing"),
         (["my images", "--output", "empty.yaml"], "Results cannot be written to empty.yaml"),
         (["my images", "--workers", "0"], "workers=0"),

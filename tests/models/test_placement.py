@@ -33,7 +33,7 @@ def test_offloaded_parts_give_the_same(kind: str) -> None:
         assert torch.equal(found.readings[name], readings)
     assert fingerprint(pipeline) == known
     if kind == "sdxl":
-        with pytest.raises(ConfigurationError, match="would call the denoiser, which waits on the CPU"):
+        with pytest.raises(ConfigurationError, match="would call the denoiser, which is on the CPU"):
             generate(pipeline, ["a"], sampling=SAMPLING, detectors=[Sharpness()])
 
 

@@ -229,7 +229,7 @@ def test_an_array_scans_a_task_is_killed_and_the_merge_is_as_of_one_process(
     printed = "".join(path.read_text() for path in tmp_path.glob(f"scan-{merge}-*.out"))
     assert fields["JobState"] == "FAILED", printed
     assert re.search(r"1 of 3 parts are missing in .*: part-0000000032-0000000063.safetensors", printed)
-    assert f"make them here with: memtrain scan {images} --output {output}." in printed
+    assert f"make the missing parts here with: memtrain scan {images} --output {output}." in printed
     assert not (output / "scan.json").exists()
 
     _, merge = array()

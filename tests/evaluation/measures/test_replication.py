@@ -241,7 +241,7 @@ def test_images_that_cannot_be_compared_are_refused() -> None:
             replication(wrong[0], wrong[1], training=wrong[2], own_index=index)
     with pytest.raises(DataError, match="at least 2"):
         replication(generated, own, training=training[:1], own_index=index)
-    with pytest.raises(DataError, match=r"Only 1 training image\(s\)"):
+    with pytest.raises(DataError, match=r"only 1 training image\(s\)"):
         replication(generated, own, training=training, own_index=index, family=torch.zeros(5))
     with pytest.raises(ConfigurationError, match="neighbours=0"):
         replication(generated, own, training=training, own_index=index, neighbours=0)
@@ -266,7 +266,7 @@ def test_no_prompt_one_and_two_are_compared_with_two_training_images(count: int)
 @pytest.mark.parametrize("count", [0, 1])
 def test_fewer_than_two_training_images_are_no_comparison(count: int) -> None:
     own = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
-    with pytest.raises(DataError, match=f"Only {count} training image"):
+    with pytest.raises(DataError, match=f"only {count} training image"):
         replication(own[:, None], own, training=own[:count], own_index=torch.tensor([-1]))
 
 

@@ -62,5 +62,5 @@ def test_canaries_by_loss_and_by_similarity():
 def test_what_does_not_belong_together():
     with pytest.raises(DataError, match="2 canaries, with values"):
         canary_exposure(losses=torch.rand(1, 4), similarity=None, keys=["a", "b"], repetitions=[1, 1])
-    with pytest.raises(DataError, match="nothing to rank among"):
+    with pytest.raises(DataError, match="no siblings to rank a secret among"):
         ranks(torch.rand(3, 1), lower_is_known=True)
