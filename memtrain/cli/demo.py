@@ -76,7 +76,9 @@ class Demo:
                     given["reference"] = "first_visit"
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"{path} is not the configuration of the demo", expected="the shipped file", remedy="install memtrain again"
+                f"{path} is not the configuration of the demo",
+                expected="the shipped file",
+                remedy="install memtrain again",
             ) from error
         return dict(found)
 

@@ -120,9 +120,7 @@ def test_folders_of_other_runs_are_left_as_they_are(words: list[str], said: str,
     assert not called
 
 
-def test_an_impossible_number_of_steps_is_a_misuse(
-    called: list[list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_impossible_number_of_steps_is_a_misuse(called: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         demo(["--steps", "0"])
     assert ended.value.code == 2
