@@ -42,8 +42,9 @@ class TextImageDataModule(FilledImages):
         path: the training data: a folder of images with captions, WebDataset shards, or a Hugging Face data set
             (docs/data.md).
         heldout_path: a second source for the held-out images. Without it, a part of `path` is held out.
-        heldout_fraction: the share of the pictures of `path` that is held out. A hash of the key chooses them. Unless
-            the share is 0, at least 16 pictures are held out, but no more than a third.
+        heldout_fraction: the share of the pictures of `path` that is held out. A hash of the key chooses them. A larger
+            share than the default is taken as given. Unless the share is 0, at least 16 pictures are held out. This
+            minimum, and not the share, is limited to a third of the pictures.
         heldout: the origin of held-out images when `heldout_path` is not set. `split` holds out a part of `path`.
             `edited` trains on all of `path` and uses edited copies as held-out images
             (:mod:`memtrain.data.edited_copies`). `regularisation` trains on all of `path` and holds out a part of the

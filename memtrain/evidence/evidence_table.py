@@ -175,12 +175,14 @@ def print_summary(
     several = pc.count_distinct(table["picture_family"]).as_py() < len(table)
     screen = Table(title="Most suspicious training pictures", title_justify="left")
     screen.add_column("key / caption")
-    for name in (*(("files",) if several else ()), "visits", "loss", "entropy", "score", "flagged at", "skipped"):
+    names = ("counted\nvisits", "loss", "entropy", "score", "flagged at", "skipped")
+    for name in (*(("files",) if several else ()), *names):
         screen.add_column(name, justify="right", no_wrap=True)
     console = Console()
     wide = max(20, console.width - (72 if several else 64))
+    counted = calibration.counted_visits([row["key"] for row in pictures])
     entropies = [name for name in table.column_names if name.startswith(ENTROPY)]
-    for row in pictures:
+    for row, counted_visits in zip(pictures, counted, strict=True):
         changes = [row[name] for name in entropies if not math.isnan(row[name])]
         loss = row.get("denoising_loss", math.nan)
         screen.add_row(
@@ -189,7 +191,7 @@ def print_summary(
                 for text in (shown(row["key"]), shown(row["caption"] or ""))
             ),
             *((str(row["files"]),) if several else ()),
-            str(row["visits"]),
+            str(counted_visits),
             "" if math.isnan(loss) else f"{100 * math.expm1(loss):+.0f} %",
             f"{max(changes, key=abs):+.3f}" if changes else "",
             f"{row['score']:.1f}",
@@ -203,8 +205,8 @@ def print_summary(
     notes.append(next_step(table, run))
     console.print(
         "Column loss: mean change of the denoising loss since the base model. Column entropy: largest mean change of "
-        "the attention entropy at one site since the base model, nats. Column skipped: share of visits without "
-        "gradient.\n" + "\n".join(notes),
+        "the attention entropy at one site since the base model, nats. Column skipped: share of the recorded visits "
+        "without gradient. A replaced picture has no recorded visits after its flag.\n" + "\n".join(notes),
         markup=False,
         soft_wrap=True,
     )

@@ -124,9 +124,10 @@ class Promise:
         assert self.measured is not None
         found = self.measured
         basis = f"with {found.heldout:,} held-out samples" if found.heldout else "without held-out samples"
+        nearest = ", the nearest simulated number" if found.heldout != (self.heldout or 0) else ""
         return (
-            f"Measured in simulation {basis}: {percent(found.mean)} of ordinary samples in the worst of "
-            f"{found.scenarios} kinds of data ({found.scenario}), {percent(found.worst)} in the worst run."
+            f"Measured in a simulation {basis}{nearest}: {percent(found.mean)} of ordinary samples were flagged in the "
+            f"worst of {found.scenarios} kinds of simulated data, and {percent(found.worst)} in the worst run."
         )
 
 

@@ -74,14 +74,17 @@ def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
         lines = [f"No sample could be flagged, because too few {few} had the visits that a threshold needs."]
     else:
         lines = [
-            f"{figures['flagged']:,} of {samples:,} training samples were flagged. Their score rose above "
+            f"{figures['flagged']:,} of {samples:,} training samples {_were(figures['flagged'])} flagged. A sample is "
+            "flagged if its score is above the threshold of that step. The threshold at the end is "
             f"{figures['threshold']:.2f}."
         ]
         if figures["pictures"] != samples:
+            pictures = figures["pictures_flagged"]
             lines = [
-                f"{figures['pictures_flagged']:,} of {figures['pictures']:,} training pictures were flagged "
-                f"({figures['flagged']:,} of {samples:,} files). The score of the file, its picture or its caption "
-                f"rose above its threshold ({figures['threshold']:.2f} for a picture of one file)."
+                f"{pictures:,} of {figures['pictures']:,} training pictures {_were(pictures)} flagged "
+                f"({figures['flagged']:,} of {samples:,} files). A file is "
+                "flagged if its score, its picture's or its caption's is above the threshold of that step. The "
+                f"threshold at the end is {figures['threshold']:.2f} for a picture of one file."
             ]
         promised = promise_of(figures)
         lines += [] if promised is None else promised.sentences()
@@ -93,8 +96,16 @@ def verdict(figures: Mapping[str, Any], *, untaught: str | None = None) -> str:
         )
     if figures["canaries"]:
         canaries, found = figures["canaries"], figures["canaries_flagged"]
-        lines.append(f"{found} of {canaries} canaries were flagged. These samples are known to be repeated.")
+        known = "This sample is" if canaries == 1 else "These samples are"
+        lines.append(
+            f"{found} of {canaries} {'canary' if canaries == 1 else 'canaries'} {_were(found)} flagged. "
+            f"{known} known to be repeated."
+        )
     return "\n".join([*lines, *([untaught] if untaught else [])])
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def why_untaught(calibration: Calibration) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -59,7 +60,7 @@ def test_train_then_evaluate(
     run, images = tmp_path / "runs" / "mine", write_folder(40)
     cli.train(arguments(run, images, pipeline_folder, steps=8))
     shown = capsys.readouterr().out
-    assert "training samples were flagged" in shown
+    assert re.search(r"training samples (was|were) flagged", shown)
     assert f"memtrain measure --run {run}" in shown
     for name in ("config.yaml", "checkpoints/last.ckpt", "pipeline/model_index.json", "records", "flagged.csv"):
         assert (run / name).exists(), name

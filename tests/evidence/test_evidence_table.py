@@ -75,7 +75,7 @@ def test_the_screen_names_the_samples_and_the_next_command(
     (tmp_path / "config.yaml").touch()
     print_summary(table, calibration, tmp_path)
     shown = capsys.readouterr().out
-    assert "1 of 2 training samples were flagged" in shown
+    assert "1 of 2 training samples was flagged" in shown
     assert "could not be flagged" not in shown
     assert "-100 %" in shown
     assert f"memtrain measure --run {tmp_path}" in shown
@@ -86,7 +86,7 @@ def test_samples_that_were_never_visited_count_as_not_judged(
 ) -> None:
     print_summary(table, calibration, Path("runs/mine"), keys=["a", "b", "c"])
     shown = capsys.readouterr().out
-    assert "1 of 3 training samples were flagged" in shown
+    assert "1 of 3 training samples was flagged" in shown
     assert "1 of 3 training samples had fewer than 1 counted visits and could not be flagged" in shown
 
 
@@ -172,7 +172,7 @@ def test_the_screen_shows_pictures_and_the_verdict_counts_both(
     with_families.levels.common.add("a")
     print_summary(table, with_families, Path("runs/mine"), keys=["a", "b", "b2", "b3", "c", "d"])
     shown = capsys.readouterr().out
-    assert "1 of 4 training pictures were flagged (3 of 6 files)" in shown
+    assert "1 of 4 training pictures was flagged (3 of 6 files)" in shown
     assert "3 of 6 training samples had fewer than 2 counted visits of their picture and could not be flagged" in shown
     assert "1 captions are shared by more than 10 % of the pictures" in shown
     assert "'plain'" in shown

@@ -56,12 +56,20 @@ def test_figures_say_how_many_samples_were_judged_and_what_canaries_showed() -> 
 def test_samples_that_could_not_be_judged_are_not_passed_over() -> None:
     figures = calibration_figures(calibration(30), ["a", "b", "c"])
     said = verdict(figures)
-    assert "1 of 3 training samples were flagged" in said
+    assert "1 of 3 training samples was flagged" in said
     assert "2 of 3 training samples had fewer than 2 counted visits and could not be flagged" in said
     assert "canaries" not in said
     many = verdict({**figures, "samples": 1091, "judged": 60, "minimum_visits": 10})
     assert "1,031 of 1,091 training samples had fewer than 10 counted visits" in many
     assert "fewer than" not in verdict({**figures, "judged": 3})
+
+
+def test_a_run_without_flags_claims_no_score_above_the_threshold() -> None:
+    figures = {**calibration_figures(calibration(30), ["a", "b"]), "flagged": 0, "pictures_flagged": 0}
+    for one in (figures, {**figures, "pictures": 1}):
+        said = verdict(one)
+        assert "were flagged" in said and "is flagged if its score" in said and "rose" not in said
+        assert f"The threshold at the end is {figures['threshold']:.2f}" in said, "a flag has the threshold of its step"
 
 
 def test_a_run_without_a_threshold_says_so_instead_of_looking_clean() -> None:

@@ -129,7 +129,11 @@ CHECKPOINTS = [
         "checkpoint_of_no_model", {"state_dict": {}, KEY: {**SAYS, "pretrained": 3}}, r"names no pretrained model"
     ),
     checkpoint("checkpoint_odd_lora", {"state_dict": {}, KEY: {**SAYS, "lora": "a"}}, r"options of adapters are 'a'"),
-    checkpoint("checkpoint_evil_lora", {"state_dict": {}, KEY: {**SAYS, "lora": {"evil": 1}}}, r"adapter options of the checkpoint"),
+    checkpoint(
+        "checkpoint_evil_lora",
+        {"state_dict": {}, KEY: {**SAYS, "lora": {"evil": 1}}},
+        r"adapter options of the checkpoint",
+    ),
     checkpoint(
         "checkpoint_odd_flag",
         {"state_dict": {}, KEY: {**SAYS, "train_text_encoder": "no"}},

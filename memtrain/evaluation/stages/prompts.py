@@ -30,6 +30,8 @@ FILE_SUFFIXES = re.compile(
 )
 """Common endings of files, which do not end a prompt of several words."""
 
+FLAGGED_CSV = "flagged.csv"
+"""Name of the list of flagged samples that a training writes. The list has no row if nothing was flagged."""
 MEMORIZED, OTHER, UNKNOWN = "memorized", "other", "unknown"
 """Groups of prompts by their known truth."""
 
@@ -132,8 +134,19 @@ def prompts_read(source: str) -> PromptsRead:
         else:
             prompts.append(found)
     if not prompts:
-        raise DataError(f"{shown(source)} holds no prompt", expected="at least one prompt", remedy="check the file")
+        raise _no_prompt(source, len(rows))
     return PromptsRead(source, prompts, len(rows), tuple(left_out))
+
+
+def _no_prompt(source: str, rows: int) -> DataError:
+    """Return the error about a file without a prompt."""
+    said, remedy = "it has no row", "write prompts into the file, or name another file with --prompts"
+    if rows:
+        said = "its only row has no text" if rows == 1 else f"its {rows} rows have no text"
+    elif Path(source).name == FLAGGED_CSV:
+        said = "nothing was flagged, so there is nothing to score"
+        remedy = "name other prompts with --prompts, or train for longer"
+    return DataError(f"{shown(source)} holds no prompt: {said}", expected="at least one prompt", remedy=remedy)
 
 
 def as_prompts(prompts: Iterable[PromptToScore | str]) -> Sequence[PromptToScore]:

@@ -51,8 +51,9 @@ def test_parquet_and_known_truth(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", b"name,url\nx,y\n", r"has the columns \['name', 'url'\]"),
-        ("b.txt", b"\n\n", "holds no prompt"),
-        ("c.csv", b"", "holds no prompt"),
+        ("b.txt", b"\n\n", "holds no prompt: "),
+        ("c.csv", b"", "holds no prompt: it has no row"),
+        ("flagged.csv", b"key,caption\n", "holds no prompt: nothing was flagged, so there is nothing to score"),
         ("d.txt", "prähistorisch".encode("latin1"), "not UTF-8: byte 2"),
         ("e.jsonl", b"{not json}", "line 1 is not JSON"),
         ("f.jsonl", json.dumps(["a"]).encode(), "not a JSON object"),
@@ -150,7 +151,7 @@ def test_missing_prompts_are_left_out_and_counted(tmp_path: Path) -> None:
     assert [one.row for one in found.prompts] == [1, 2, 3]
     assert found.line().endswith("a.parquet; 1 of 4 rows have no prompt and are left out, first row 0")
     pq.write_table(pa.table({"text": [nan, nan]}), tmp_path / "a.parquet")
-    with pytest.raises(DataError, match="holds no prompt"):
+    with pytest.raises(DataError, match="holds no prompt: its 2 rows have no text"):
         read_prompts(str(tmp_path / "a.parquet"))
     pq.write_table(pa.table({"text": [1.5, nan]}), tmp_path / "a.parquet")
     with pytest.raises(DataError, match=r"row 0, `text` is not a text: 1.5"):
