@@ -40,6 +40,7 @@ from memtrain.evaluation.stages.prompts import prompts_read
 from memtrain.evaluation.stages.results_stage import ResultsStage
 from memtrain.evaluation.stages.shards import Shard, ShardOptions, read_shard
 from memtrain.files.lock import locked
+from memtrain.files.output import print_or_exit
 from memtrain.files.shown import shown
 from memtrain.models.placement import placed
 
@@ -59,7 +60,7 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
     words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] in (["--help"], ["-h"]):
-            print(overview())
+            print_or_exit(overview())
             return
         stage = read_command(words)
         with stopped_by_signals(evaluate_command(words), kept="what is finished"):
