@@ -57,6 +57,9 @@ def main(args: list[str] | None = None) -> None:
 
                 completion(asked)
     elif name in ("train", "fit"):
+        if name == "train" and rest and rest[0] in {"demo", "completion", *_stages()}:
+            with printing(name, rest):
+                _refuse_second(rest)
         # Lightning's command line reads the words of the program itself; the processes that it starts begin with `fit`.
         sys.argv[1:] = rest if name == "train" else words
         train()
@@ -67,6 +70,16 @@ def main(args: list[str] | None = None) -> None:
     else:
         with printing(name, rest):
             _refuse(name)
+
+
+def _refuse_second(words: list[str]) -> NoReturn:
+    """End the program: another command follows `train`."""
+    error = ConfigurationError(
+        f"{words[0]!r} is a command of its own, and follows `train`",
+        expected="memtrain train, and options",
+        remedy=f"did you mean memtrain {words[0]}?",
+    )
+    end(error, ExitStatus.MISUSED)
 
 
 def _refuse(name: str) -> NoReturn:
