@@ -46,6 +46,7 @@ ARROWS = {
         *("detectors", "localization", "inference", "families", "models", "functional", "records"),
     },
     "cli": None,
+    "__main__": {"cli"},
 }
 """Package or module of memtrain -> what it may import of memtrain; None: everything."""
 

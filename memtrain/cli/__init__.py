@@ -9,7 +9,8 @@ import sys
 
 from memtrain.cli.help.asked import shown_help
 from memtrain.cli.outcome import printing
-from memtrain.cli.spoken import TRAIN_COMMANDS, evaluate_command
+from memtrain.cli.spoken import TRAIN_COMMANDS, evaluate_command, train_command
+from memtrain.cli.stopped import stopped_by_signals
 
 # Read by transformers while it is imported, which otherwise warns about a package that nothing here needs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -25,7 +26,10 @@ def train(args: list[str] | None = None) -> None:
     name = words[0] if words[:1] and words[0] in TRAIN_COMMANDS else "train"
     if shown_help(name, words):
         return
-    with printing(name, words[1:] if name in TRAIN_COMMANDS else words) as rest:
+    with (
+        stopped_by_signals(train_command(words)),
+        printing(name, words[1:] if name in TRAIN_COMMANDS else words) as rest,
+    ):
         if name == "scan":
             from memtrain.cli import scan
 
@@ -57,7 +61,7 @@ def evaluate(args: list[str] | None = None) -> None:
     name = evaluate_command(words)[1]
     if words[:1] not in (["--help"], ["-h"]) and shown_help(name, words):
         return
-    with printing(name, words) as rest:
+    with stopped_by_signals(evaluate_command(words)), printing(name, words) as rest:
         from memtrain.cli import evaluation, evaluation_parts
 
         evaluation.evaluate(rest, run=evaluation_parts.run_command)

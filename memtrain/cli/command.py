@@ -11,10 +11,13 @@ from memtrain import __version__
 from memtrain.cli import evaluate, train
 from memtrain.cli.help.asked import shown_help
 from memtrain.cli.help.overview import overview
-from memtrain.cli.outcome import printing
+from memtrain.cli.outcome import end, printing
 from memtrain.cli.spoken import TRAIN_COMMANDS
+from memtrain.cli.stopped import stopped_by_signals
 from memtrain.errors import ConfigurationError
 from memtrain.evaluation import stages
+from memtrain.files.exit_status import ExitStatus
+from memtrain.files.output import print_or_exit
 
 
 def commands() -> list[str]:
@@ -36,23 +39,27 @@ def main(args: list[str] | None = None) -> None:
     if len(words) > 1 and words[0] == "help":
         words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(overview())
+        print_or_exit(overview())
         return
     name, rest = words[0], words[1:]
     if name in ("--version", "-V"):
-        print(f"memtrain {__version__}")
-    elif name == "demo":
+        print_or_exit(f"memtrain {__version__}")
+    elif name in ("demo", "completion"):
         if shown_help(name, rest):
             return
-        with printing(name, rest) as asked:
-            from memtrain.cli.demo import demo
+        with stopped_by_signals(["memtrain", *words]), printing(name, rest) as asked:
+            if name == "demo":
+                from memtrain.cli.demo import demo
 
-            demo(asked)
-    elif name == "completion":
-        from memtrain.cli.completion import completion
+                demo(asked)
+            else:
+                from memtrain.cli.completion import completion
 
-        completion(rest)
+                completion(asked)
     elif name in ("train", "fit"):
+        if name == "train" and rest and rest[0] in {"demo", "completion", *_stages()}:
+            with printing(name, rest):
+                _refuse_second(rest)
         # Lightning's command line reads the words of the program itself; the processes that it starts begin with `fit`.
         sys.argv[1:] = rest if name == "train" else words
         train()
@@ -61,18 +68,26 @@ def main(args: list[str] | None = None) -> None:
     elif name in _stages():
         evaluate(words)
     else:
-        _refuse(name)
+        with printing(name, rest):
+            _refuse(name)
+
+
+def _refuse_second(words: list[str]) -> NoReturn:
+    """End the program: another command follows `train`."""
+    error = ConfigurationError(
+        f"{words[0]!r} is a command of its own, and follows `train`",
+        expected="memtrain train, and options",
+        remedy=f"did you mean memtrain {words[0]}?",
+    )
+    end(error, ExitStatus.MISUSED)
 
 
 def _refuse(name: str) -> NoReturn:
     """End the program: there is no such command."""
-    from memtrain.cli.command_parser import USAGE
-
     near = get_close_matches(name, commands(), n=1)
     error = ConfigurationError(
         f"There is no command {name!r:.80}" if not name.startswith("-") else f"{name!r:.80} stands without a command",
         expected=f"memtrain COMMAND, with one of {', '.join(commands())}",
         remedy=f"did you mean memtrain {near[0]}?" if near else "see memtrain --help",
     )
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
-    sys.exit(USAGE)
+    end(error, ExitStatus.MISUSED)

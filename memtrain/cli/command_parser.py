@@ -14,7 +14,7 @@ from memtrain.cli.refusal import own_error, refusal
 from memtrain.cli.trusted import guard, taken_trust
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.files.exit_status import ExitStatus
-from memtrain.files.shipped import config_file
+from memtrain.files.shipped import config_file, hides_shipped
 from memtrain.files.yaml_file import read_mapping, yaml_of
 
 T = TypeVar("T")
@@ -129,7 +129,16 @@ def check_config(name: str) -> str:
             raise
         yaml_of(name, "The value of --config")
         return name
-    read_mapping(path)
+    try:
+        read_mapping(path)
+    except ConfigurationError as error:
+        if not hides_shipped(name):
+            raise
+        raise ConfigurationError(
+            f"{error.problem}. This file of the current folder hides the shipped configuration {name}",
+            expected=error.expected,
+            remedy=f"rename the file, or write --config configs/{name}.yaml",
+        ) from error
     return str(path)
 
 

@@ -5,7 +5,6 @@ The script is made of the help screens and holds all words itself. So pressing t
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
@@ -13,8 +12,10 @@ import shtab
 
 from memtrain.cli.help.overview import SCREENS, SHORT
 from memtrain.cli.help.screen import Screen
+from memtrain.cli.outcome import end
 from memtrain.errors import ConfigurationError
 from memtrain.files.exit_status import ExitStatus
+from memtrain.files.output import print_or_exit
 from memtrain.files.shipped import config_names
 
 SHELLS = ("bash", "zsh", "fish")
@@ -30,18 +31,14 @@ def completion(args: Sequence[str]) -> None:
     Args:
         args: the words after `completion`.
     """
-    if list(args) in (["-h"], ["--help"]):
-        print(SCREENS["completion"].text())
-        return
     if len(args) != 1 or args[0] not in SHELLS:
         error = ConfigurationError(
             f"No shell {' '.join(args)!r:.80}" if args else "No shell is named",
             expected=f"one of {', '.join(SHELLS)}",
             remedy="memtrain completion bash",
         )
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(ExitStatus.MISUSED)
-    print(script(args[0]))
+        end(error, ExitStatus.MISUSED)
+    print_or_exit(script(args[0]))
 
 
 def script(shell: str) -> str:

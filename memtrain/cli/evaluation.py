@@ -35,11 +35,15 @@ from memtrain.evaluation.stages.base import (
 )
 from memtrain.evaluation.stages.checkpoints import Checkpoint
 from memtrain.evaluation.stages.cut_prompts import cut_prompts
+from memtrain.evaluation.stages.measure.fail_on import read_fail_on
 from memtrain.evaluation.stages.measure.stage import Measure
 from memtrain.evaluation.stages.prompts import prompts_read
 from memtrain.evaluation.stages.results_stage import ResultsStage
 from memtrain.evaluation.stages.shards import Shard, ShardOptions, read_shard
+from memtrain.files.exit_status import MEANING, ExitStatus
 from memtrain.files.lock import locked
+from memtrain.files.output import print_or_exit
+from memtrain.files.progress import progress_is_off
 from memtrain.files.shown import shown
 from memtrain.models.placement import placed
 
@@ -59,7 +63,7 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
     words = list(sys.argv[1:] if args is None else args)
     try:
         if words[:1] in (["--help"], ["-h"]):
-            print(overview())
+            print_or_exit(overview())
             return
         stage = read_command(words)
         with stopped_by_signals(evaluate_command(words), kept="what is finished"):
@@ -73,6 +77,9 @@ def evaluate(args: list[str] | None = None, *, run: Callable[[list[str], Stage],
             raise
         end(found)
     if status:
+        if progress_is_off():
+            said = " ".join(str((results.get("verdict") or {}).get("text", "")).split())
+            print(f"Status {int(status)}: {MEANING[ExitStatus(status)]}. {said}".rstrip(), file=sys.stderr)
         sys.exit(status)
 
 
@@ -105,7 +112,13 @@ def read_command(words: list[str]) -> Stage:
         )
     parser = stage_parser(name, kind)
     options = parser.instantiate(parser.parse_args(_named(words[1:] if named else words, kind)))
-    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
+    stage = kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})
+    if isinstance(stage, Measure):
+        try:
+            read_fail_on(stage.fail_on)
+        except ConfigurationError as error:
+            parser.refuse(error)
+    return stage
 
 
 def _named(words: list[str], kind: type[Stage]) -> list[str]:

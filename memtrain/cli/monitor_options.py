@@ -18,11 +18,21 @@ NAME = "MemorizationMonitor"
 
 
 def taken_monitor(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line that set the monitor, and its other words."""
+    """The words of a command line that set the monitor, and its other words.
+
+    Raises:
+        ConfigurationError: if `--monitor` stands without the name of a setting.
+    """
     monitor: list[str] = []
     others: list[str] = []
     value = False
     for word in words:
+        if word.partition("=")[0] == PREFIX[:-1]:
+            raise ConfigurationError(
+                f"{word!r:.80} names no setting of the monitor",
+                expected="one setting of the monitor that the configuration names, and its value",
+                remedy="such as --monitor.false_positive_rate 0.001; see memtrain train --help",
+            )
         if value or word.startswith(PREFIX):
             monitor.append(word)
             value = not value and "=" not in word

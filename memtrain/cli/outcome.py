@@ -27,10 +27,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from memtrain.errors import MemtrainError
-from memtrain.files.exit_status import ExitStatus
+from memtrain.files.exit_status import ExitStatus, by_signal
+from memtrain.files.output import careful_output, is_own_output, printed
 from memtrain.files.progress import no_progress
 
 QUIET, JSON = "--quiet", "--json"
+QUIET_CHILD = "MEMTRAIN_QUIET"
+"""The variable with which a quiet command tells the processes that it starts to be quiet, too."""
 
 
 @dataclass
@@ -84,7 +87,7 @@ def tell_error(error: BaseException) -> None:
     told = {"type": type(error).__name__, "found": str(error), "expected": "", "remedy": ""}
     if isinstance(error, MemtrainError):
         told |= {"found": error.problem, "expected": error.expected, "remedy": error.remedy}
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit | KeyboardInterrupt):
         number = status_of(error) - ExitStatus.SIGNAL
         if number <= 0:
             return
@@ -93,10 +96,19 @@ def tell_error(error: BaseException) -> None:
         outcome.error = outcome.error or told
 
 
-def end(error: MemtrainError) -> NoReturn:
-    """End the command with an error, and status 1."""
+def end(error: MemtrainError, status: ExitStatus = ExitStatus.FAILED) -> NoReturn:
+    """End the command with an error.
+
+    Args:
+        error: the error, which is printed.
+        status: the exit status.
+    """
     tell_error(error)
-    sys.exit(f"{type(error).__name__}: {error}")
+    said = f"{type(error).__name__}: {error}"
+    if status is ExitStatus.FAILED:
+        sys.exit(said)
+    print(said, file=sys.stderr)
+    sys.exit(status)
 
 
 def taken_output(command: str, words: Sequence[str]) -> tuple[bool, bool, list[str]]:
@@ -126,7 +138,9 @@ def printing(command: str, words: Sequence[str]) -> Iterator[list[str]]:
     Yields:
         The words without `--quiet` and `--json`.
     """
+    careful_output()
     quiet, as_json, kept = taken_output(command, words)
+    quiet = quiet or bool(os.environ.get(QUIET_CHILD))
     if not quiet and not as_json:
         yield kept
         return
@@ -144,13 +158,16 @@ def printing(command: str, words: Sequence[str]) -> Iterator[list[str]]:
             raise
         finally:
             _open.pop()
-            if as_json:
-                to_reader.write(outcome.line(status) + "\n")
-                to_reader.flush()
+            if as_json and (unwritten := printed(outcome.line(status), to_reader)) is not None:
+                print(f"The JSON object could not be written: {unwritten.strerror}", file=sys.stderr)
+                if not status:
+                    sys.exit(ExitStatus.FAILED)
 
 
 def status_of(error: BaseException) -> int:
     """The exit status of a command that ends with an exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return by_signal(int(error.args[0]) if error.args else signal.SIGINT)
     code = error.code if isinstance(error, SystemExit) else ExitStatus.FAILED
     return int(code) if isinstance(code, int) else ExitStatus.DONE if code is None else ExitStatus.FAILED
 
@@ -165,7 +182,7 @@ def _redirected(*, silent: bool) -> Iterator[TextIO]:
             else sys.stderr
         )
         own = sys.stdout
-        if own is sys.__stdout__ and own is not None:
+        if is_own_output(own):
             # Processes that the command starts have the descriptor alone.
             own.flush()
             kept = os.dup(1)
@@ -182,9 +199,13 @@ def _only_errors() -> Iterator[None]:
     """Within the context there is neither progress nor a warning."""
     former = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    before = os.environ.get(QUIET_CHILD)
+    os.environ[QUIET_CHILD] = "1"
     try:
         with warnings.catch_warnings(), no_progress():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(former)
+        if before is None:
+            del os.environ[QUIET_CHILD]

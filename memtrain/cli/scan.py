@@ -201,7 +201,7 @@ def _path_in(config: str) -> str | None:
 
 def _fit_command(options: Namespace, path: str) -> str:
     """The command that trains on these data."""
-    words = [word for config in options.config or [DEFAULT_CONFIG] for word in ("--config", config)]
+    words = [word for config in options.config or ["tiny"] for word in ("--config", config)]
     if options.path is not None or options.data.init_args.path is not None:
         words += ["--data.init_args.path", path]
     return shlex.join(["memtrain", "train", *words])
@@ -243,5 +243,6 @@ def show(found: Scan, output: Path, *, path: str, left_out: int, fit: str) -> No
     print(f"All findings:             {output / TABLE}, {output / SUMMARY}")
     if left_out:
         print(f"Files beyond the first:   {output / EXCLUDE} ({left_out:,})")
-        print("Training counts the files of a picture together by itself. To train on one file of each picture:")
+        print("Training counts the files of a picture together by itself. To train on one file of each picture,")
+        print("with this configuration or the configuration you train with:")
         print(f"  {shown(fit, most=len(fit))} --data.init_args.exclude {shlex.quote(str(output / EXCLUDE))}")

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from memtrain.cli.trusted import OPTION
 from memtrain.files.exit_status import by_signal
 from memtrain.files.shown import shown
 
@@ -63,6 +62,9 @@ def continue_training(folder: Path, checkpoint: Path | str = "last", *, given: S
         checkpoint: the name or file of the checkpoint; `last` is the newest.
         given: the words of the command; `--trust` stays, because no configuration holds it.
     """
+    # Imported here, because signals are caught before anything large is imported.
+    from memtrain.cli.trusted import OPTION
+
     words = ["memtrain", "train", "--config", str(folder / "config.yaml"), "--ckpt_path", str(checkpoint)]
     for place, word in enumerate(given):
         if word == OPTION:

@@ -31,8 +31,8 @@ class TrainParser(CarefulParser, LightningArgumentParser):
     def parse_args(self, *args: Any, **options: Any) -> Any:
         """See :class:`CarefulParser`; Lightning would take anything as settings of its trainer."""
         given = args[0] if args else options.pop("args", None)
-        monitor, words = taken_monitor(sys.argv[1:] if given is None else given)
         try:
+            monitor, words = taken_monitor(sys.argv[1:] if given is None else given)
             require_model(words)
         except MemtrainError as error:
             self.refuse(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from enum import IntEnum
 
 
@@ -18,13 +19,13 @@ class ExitStatus(IntEnum):
 
 MEANING = {
     ExitStatus.DONE: "the command did its work",
-    ExitStatus.FAILED: "it could not: the last lines say what was found, expected, and helps",
+    ExitStatus.FAILED: "it could not: the last lines say what was found, what was expected, and what helps",
     ExitStatus.MISUSED: "the command line or its configuration cannot be understood",
     ExitStatus.REPRODUCED: "`measure --fail_on`: the condition holds",
     ExitStatus.UNJUDGED: "`measure --fail_on`: nobody can tell whether it holds",
-    ExitStatus.SIGNAL: "a signal stopped it, such as 130 for Ctrl-C; the last line goes on",
+    ExitStatus.SIGNAL: "a signal stopped it, such as 130 for Ctrl-C; the last line is the command that continues",
 }
-"""The meaning of each status, in one line."""
+"""The meaning of each status."""
 
 
 def written(status: ExitStatus) -> str:
@@ -34,7 +35,10 @@ def written(status: ExitStatus) -> str:
 
 def table() -> list[str]:
     """The lines of the table."""
-    return ["Exit status:", *(f"  {written(status):<7}{said}" for status, said in MEANING.items())]
+    lines = ["Exit status:"]
+    for status, said in MEANING.items():
+        lines += textwrap.wrap(said, 80, initial_indent=f"  {written(status):<7}", subsequent_indent=" " * 9)
+    return lines
 
 
 def by_signal(number: int) -> int:

@@ -30,31 +30,76 @@ def careful_output() -> None:
         sys.stdout = _Unheard(sys.stdout)
 
 
+def printed(text: str, stream: Any = None) -> OSError | None:
+    """Print a text that no file holds, such as help.
+
+    Args:
+        text: the text, without the end of its last line.
+        stream: where it goes; default standard output.
+
+    Returns:
+        Why the text could not be written; None if it was, or if its reader has gone.
+    """
+    stream = sys.stdout if stream is None else stream
+    if isinstance(stream, _Unheard):
+        stream = stream.stream
+    if stream is None:  # it was closed before the command began
+        return None
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except OSError as error:
+        _drop_rest(stream)
+        return None if isinstance(error, BrokenPipeError) else error
+    return None
+
+
+def print_or_exit(text: str) -> None:
+    """Print a text that no file holds, and end the program with status 1 if it cannot be written.
+
+    Args:
+        text: the text.
+    """
+    if (error := printed(text)) is not None:
+        sys.exit(f"The text could not be written: {error.strerror}")
+
+
+def is_own_output(stream: Any) -> bool:
+    """Whether a stream is the standard output that the program began with."""
+    return stream is not None and getattr(stream, "stream", stream) is sys.__stdout__
+
+
+def _drop_rest(stream: Any) -> None:
+    """Let text that is left in a stream go nowhere, so that it does not raise again when Python ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class _Unheard:
     """Standard output with no reader guaranteed: text that cannot be written is dropped."""
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self.stream = stream
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
         try:
-            return int(self._stream.write(text))
+            return int(self.stream.write(text))
         except OSError as error:
             self._give_up(error)
             return len(text)
 
     def flush(self) -> None:
         try:
-            self._stream.flush()
+            self.stream.flush()
         except OSError as error:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        # The descriptor stays the same, so that text left in the stream does not raise again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        _drop_rest(self.stream)
         log.warning("Nothing more is printed (%s). The files hold it.", error.strerror)
 
 
@@ -69,6 +114,5 @@ def harmless_output() -> Iterator[None]:
         sys.stdout.flush()
     except (UnicodeError, OSError, ValueError) as error:  # ValueError: the stream is closed
         if isinstance(error, BrokenPipeError):
-            # Text that is left in the stream would raise again when Python ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_rest(sys.stdout)
         log.warning("The output could not be printed (%s: %s). The files hold it.", type(error).__name__, error)

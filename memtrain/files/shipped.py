@@ -110,17 +110,50 @@ def _shipped(name: str, folder: str) -> Path | None:
 
 
 def _no_config(name: str) -> ConfigurationError:
-    names, folder = config_names(), Path(name).parent
-    beside = [str(one) for one in sorted(folder.glob(f"*{ENDING}"))] if _exists(folder) else []
-    short = name.removeprefix(f"{CONFIGS}/").removesuffix(ENDING)
-    near = get_close_matches(str(Path(name)), beside, n=1) or get_close_matches(short, names, n=1)
+    names = config_names()
     groups = sorted({one.partition("/")[0] for one in names if "/" in one})
+    short = _short(name)
+    if short in groups:
+        members = [one for one in names if one.startswith(f"{short}/")]
+        return ConfigurationError(
+            f"{name!r:.120} is a group of configurations",
+            expected=f"one of {', '.join(members)}",
+            remedy=f"such as --config {members[0]}",
+        )
     listed = [one for one in names if "/" not in one] + [f"{one}/..." for one in groups]
+    near = _nearest(name, short, names)
     return ConfigurationError(
         f"There is no configuration {name!r:.120}",
         expected=f"a YAML file, or the name of a shipped configuration ({', '.join(listed)})",
-        remedy=f"did you mean {near[0]}?" if near else "check the path; it is relative to the current folder",
+        remedy=f"did you mean {near}?" if near else "check the path; it is relative to the current folder",
     )
+
+
+def _short(name: str) -> str:
+    """The short name that a name may have been meant as: `configs/Tiny.yaml` becomes `tiny`."""
+    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
+    parts = parts[parts.index(CONFIGS) + 1 :] if CONFIGS in parts else parts
+    return "/".join(parts).lower().removesuffix(".yml").removesuffix(ENDING)
+
+
+def _nearest(name: str, short: str, names: list[str]) -> str:
+    """The shipped name or the file beside that a name was meant as; empty if nothing is near."""
+    if short in names:
+        return short
+    folder = Path(name).parent
+    beside = [str(one) for one in sorted(folder.glob(f"*{ENDING}"))] if _exists(folder) else []
+    begun = [one for one in names if len(short) > 2 and one.startswith(f"{short}_")]
+    near = get_close_matches(str(Path(name)), beside, n=1) or begun or get_close_matches(short, names, n=1)
+    return near[0] if near else ""
+
+
+def hides_shipped(name: str) -> bool:
+    """Whether a name means a file of the current folder, although memtrain ships a configuration of that name.
+
+    Args:
+        name: what the command line gives as configuration.
+    """
+    return bool(_SHORT.fullmatch(name)) and _is_file(Path(name)) and name in config_names()
 
 
 def _is_file(path: Path) -> bool:

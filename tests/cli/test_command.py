@@ -56,6 +56,7 @@ def test_a_command_gets_its_words(
     ("words", "said"),
     [
         (["mesure"], r"no command 'mesure'(.|\n)*did you mean memtrain measure\?"),
+        (["train", "measure"], r"'measure' is a command of its own(.|\n)*did you mean memtrain measure\?"),
         (["qqqq"], r"no command 'qqqq'(.|\n)*see memtrain --help"),
         (["--run", "x"], r"'--run' stands without a command"),
     ],

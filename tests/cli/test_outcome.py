@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 
 from memtrain import cli
-from memtrain.cli.outcome import end, printing, taken_output, tell
+from memtrain.cli import command
+from memtrain.cli.outcome import QUIET_CHILD, end, printing, taken_output, tell
 from memtrain.errors import ConfigurationError
 from memtrain.files.progress import progress_is_off
 
@@ -161,6 +163,52 @@ def test_what_started_processes_print_goes_to_standard_error() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert json.loads(done.stdout)["command"] == "x"
     assert done.stderr.splitlines() == ["from Python", "from a child"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(None, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_is_told_with_its_status(
+    number: int | None, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), printing("measure", ["--json"]):
+        raise KeyboardInterrupt(*([number] if number else []))
+    told, _ = printed(capsys)
+    assert (told["exit_status"], told["error"]["type"]) == (status, "Stopped")
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [(["mesure", "--json"], "no command 'mesure'"), (["completion", "--json"], "No shell is named")],
+)
+def test_a_misuse_is_told_by_every_command(words: list[str], found: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(words)
+    told, _ = printed(capsys)
+    assert (ended.value.code, told["exit_status"]) == (2, 2)
+    assert found in told["error"]["found"]
+
+
+def test_processes_that_a_quiet_command_starts_are_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(QUIET_CHILD, raising=False)
+    with printing("train", ["--quiet"]):
+        assert os.environ[QUIET_CHILD]
+    assert QUIET_CHILD not in os.environ
+    monkeypatch.setenv(QUIET_CHILD, "1")
+    with printing("train", []):
+        assert progress_is_off()
+    assert os.environ[QUIET_CHILD] == "1"
+
+
+@pytest.mark.parametrize("place", [">&-", "2>&-", ">/dev/full", "| true"])
+def test_an_object_that_nobody_takes_ends_without_a_traceback(place: str) -> None:
+    code = (
+        "from memtrain.cli.outcome import printing\nfrom memtrain.cli.stopped import stopped_by_signals\n"
+        "with stopped_by_signals(['x']), printing('x', ['--json']): raise KeyboardInterrupt"
+    )
+    shell = f'"$0" -c "$1" {place}; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(["bash", "-c", shell, sys.executable, code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert ('"exit_status": 130' in done.stdout) == (place == "2>&-")
 
 
 @pytest.mark.slow

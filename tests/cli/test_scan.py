@@ -53,7 +53,7 @@ def test_a_folder_is_all_that_has_to_be_named(data: Path, capsys: pytest.Capture
         "images a second",
     ):
         assert words in printed
-    fit = "memtrain train --config configs/tiny.yaml --data.init_args.path 'my images'"
+    fit = "memtrain train --config tiny --data.init_args.path 'my images'"
     assert f"{fit} --data.init_args.exclude runs/scan/exclude.csv" in printed
     assert len(Families.read(output / "families.parquet").picture_members("000.png")) == 4
     assert json.loads((output / "scan.json").read_text())["path"] == "my images"

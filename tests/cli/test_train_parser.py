@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from memtrain.cli.command_parser import CarefulParser, named_configs
+from memtrain.cli.monitor_options import taken_monitor
 from memtrain.cli.train_parser import require_model
 from memtrain.errors import ConfigurationError
 
@@ -48,3 +49,8 @@ def test_a_shortened_option_is_refused(word: str, capsys: pytest.CaptureFixture[
         parser.parse_args([word, "tiny"])
     assert ended.value.code == 2
     assert "did you mean --config?" in capsys.readouterr().err
+
+
+def test_the_monitor_without_a_setting_is_explained() -> None:
+    with pytest.raises(ConfigurationError, match="names no setting of the monitor"):
+        taken_monitor(["--monitor", "x"])

@@ -30,3 +30,11 @@ def test_printing_is_given_up_when_nobody_takes_it() -> None:
     for place in ("| head -1", "> /dev/full", ">&-"):
         found = run(code, encoding="utf-8", then=place)
         assert "done" in found.stderr and "Traceback" not in found.stderr, place
+
+
+def test_help_into_a_closed_pipe_ends_quietly_and_a_full_disk_is_told() -> None:
+    code = "careful_output()\nfrom memtrain.files.output import print_or_exit\nprint_or_exit('x' * 10**6)"
+    for place, said, status in (("| true", "", 0), (">&-", "", 0), ("> /dev/full", "could not be written", 1)):
+        found = run(code, encoding="utf-8", then=f"{place}; exit ${{PIPESTATUS[0]}}")
+        assert (said in found.stderr, found.returncode) == (True, status), place
+        assert "Traceback" not in found.stderr and "files hold" not in found.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import memtrain.files.shipped as shipped
-from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.command_parser import CarefulParser, check_config
 from memtrain.data.source import open_source
 from memtrain.errors import ConfigurationError, DataError
 from memtrain.files.shipped import at_hand, config_file, config_names, shipped_folder
@@ -59,15 +59,35 @@ def test_a_file_of_exactly_that_name_wins_and_a_folder_does_not(elsewhere: Path)
         ("mien.yaml", "did you mean mine.yaml?"),
         ("qqqqqqqq", "check the path"),
         ("tiny\0", "did you mean tiny?"),
+        ("tiny.yaml", "did you mean tiny?"),
+        ("SD15_LORA", "did you mean sd15_lora?"),
+        ("sd3", "did you mean sd3_lora?"),
+        ("configs\\tiny.yaml", "did you mean tiny?"),
+        ("../configs/tiny.yaml", "did you mean tiny?"),
+        ("./callbacks/Loss_skipping.yml", "did you mean callbacks/loss_skipping?"),
     ],
 )
 def test_what_is_not_there_is_refused_with_the_names_that_are(name: str, near: str) -> None:
-    Path("mine.yaml").write_text("seed_everything: 1\n")
+    for own in ("mine.yaml", "sana.yaml"):
+        Path(own).write_text("seed_everything: 1\n")
     with pytest.raises(ConfigurationError) as refused:
         config_file(name)
     assert near in refused.value.remedy
     assert "sd15_lora, " in refused.value.expected
     assert "callbacks/..." in refused.value.expected
+
+
+def test_a_group_is_refused_with_its_configurations() -> None:
+    with pytest.raises(ConfigurationError, match="'callbacks' is a group of configurations") as refused:
+        config_file("callbacks")
+    assert "callbacks/loss_skipping" in refused.value.expected
+
+
+def test_a_file_that_is_no_configuration_and_hides_one_is_said_to_do_so() -> None:
+    Path("tiny").write_text("no mapping\n")
+    with pytest.raises(ConfigurationError, match="hides the shipped configuration tiny") as refused:
+        check_config("tiny")
+    assert "--config configs/tiny.yaml" in refused.value.remedy
 
 
 def test_every_configuration_of_the_clone_has_a_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memtrain.cli.help.overview import SCREENS
+from memtrain.files.output import print_or_exit
 
 SHORT = ("-h", "--help")
 ALL = ("--help_all", "--help-all")
@@ -31,7 +32,7 @@ def shown_help(command: str, words: Sequence[str]) -> bool:
         from memtrain.cli.help.listing import listing
 
         quiet()
-        print(listing(screen))
+        print_or_exit(listing(screen))
     else:
-        print(screen.text())
+        print_or_exit(screen.text())
     return True

@@ -19,12 +19,13 @@ MEASURE = Screen(
             {
                 "--run FOLDER": "the folder of a finished training run (runs/tiny)",
                 "--model MODEL": "any model instead: a folder, a file or a hub name",
+                "--lora FILE": "an adapter file for that model",
                 "--data PATH": "the images that MODEL may give back",
                 "--heldout FOLDER": "images of the same kind that MODEL never saw",
                 "--checkpoints PATTERN": "a curve over the checkpoints of a training",
                 "--unique_prompts N": "training images chosen at random (60)",
             },
-            more=f"--lora --lora_scale --caption --size --max_prompts --group_by {DTYPE}",
+            more=f"--lora_scale --caption --size --max_prompts --group_by {DTYPE}",
         ),
         Group(
             "Measures",

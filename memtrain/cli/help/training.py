@@ -7,8 +7,8 @@ from memtrain.cli.help.screen import SCREEN, TRUST, Group, Screen
 RUN = Group(
     "Run",
     {
-        "--config NAME": "tiny, sd15_lora, sdxl_lora, few, ..., an overlay such as callbacks/loss_skipping, or a "
-        "YAML file; repeat it to combine them",
+        "--config NAME": "tiny, tiny_lora, sd15_lora, sdxl_lora, few, ..., an overlay such as "
+        "callbacks/loss_skipping, or a YAML file; repeat it to combine them",
         "--trainer.default_root_dir FOLDER": "the folder of the run",
         "--ckpt_path last": "go on with the run in that folder",
         "--seed_everything N": "the seed of the run",
@@ -20,10 +20,11 @@ DATA = Group(
     {
         "--data.init_args.path PATH": "images with captions, or shards",
         "--data.init_args.exclude FILE": "what to leave out, as in exclude.csv",
+        "--data.init_args.heldout_path PATH": "images of the same kind that are not trained on",
         "--data.init_args.resolution N": "image size in pixels, a multiple of 8",
         "--data.init_args.batch_size N": "samples per step and process (16)",
     },
-    more="--data --data.init_args --data.init_args.heldout_path --data.init_args.heldout_fraction "
+    more="--data --data.init_args --data.init_args.heldout_fraction "
     "--data.init_args.heldout=auto|split|edited|regularisation --data.init_args.heldout_most --data.init_args.repeats "
     "--data.init_args.duplicates --data.init_args.canaries --data.init_args.border_keys --data.init_args.families "
     "--data.init_args.scan --data.init_args.cache_latents=true|false --data.init_args.cache "
