@@ -6,9 +6,10 @@ Four of the embedded clip-art images stand 41 times each in the data, and nobody
 The lines that memtrain adds are marked. With accelerate, give `Guard` the accelerator, after `prepare()` and before
 `load_state()`: `Guard(unet, scheduler, accelerator=accelerator)`.
 
-The defaults flag none of them in so short a run: 19 held-out samples and a rate of 1 % give a threshold of 10.87, and
-the four have scores of 3.6 to 5.2. So the example asks for 5 %, holds a quarter out (48 samples, which need no assumption
-on the tail of the scores), and compares every batch with the base model. Only the four have enough visits for a flag.
+The defaults flag none of them in so short a run. 19 held-out samples and a rate of 1 % give a threshold of 10.87, and
+the four have scores of 3.6 to 5.2. So the example asks for 5 % and holds a quarter out. These 48 samples need no
+assumption on the tail of the scores. It also compares every batch with the base model. Only the four have enough visits
+for a flag.
 """
 
 from __future__ import annotations
