@@ -25,6 +25,7 @@ from memtrain.evaluation.report.section import (
 )
 from memtrain.evaluation.stages.measure.answer import answer, cannot_say, key_figures, rests_on
 from memtrain.evaluation.stages.measure.charts import strip
+from memtrain.evaluation.stages.measure.next_steps import next_steps
 from memtrain.evaluation.stages.measure.shown_copying import (
     controls_section,
     copying_section,
@@ -94,7 +95,7 @@ def _answer(results: Mapping[str, Any]) -> Section:
     """Make the first screen, and the reasons why the model is not cleared."""
     return Section(
         title=_reasons_title(results["verdict"]),
-        body=_rendered("reasons", results=results),
+        body=_rendered("reasons", results=results, steps=next_steps(results["verdict"])),
         place=1,
         verdict=answer(results),
         rests_on=rests_on(results),
@@ -125,7 +126,7 @@ def _worst(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Pa
 def _replication(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> Section:
     replication = results["replication"]
     groups = {name: [prompt["best"] for prompt in prompts if prompt["group"] == name] for name in replication["groups"]}
-    label = "distance to own image / distance to nearest others, best seed"
+    label = "ratio of pixel distances: distance to own image / distance to nearest others, best seed"
     body = _rendered(
         "replication",
         results=results,
@@ -174,8 +175,9 @@ def _networks(results: Mapping[str, Any]) -> list[Section]:
 
 def _limits(seeds: int) -> list[str | Markup]:
     return [
-        f"The evaluation sampled only the prompts above, with {seeds} seeds each. It does not count training images of "
-        "other prompts, nor images that appear for another seed, guidance scale or wording.",
+        f"The evaluation sampled only the prompts above, with {seeds} {'seed' if seeds == 1 else 'seeds'} each. "
+        "It does not count training images of other prompts, nor images that appear for another seed, "
+        "guidance scale or wording.",
         "Pixel distance sees near-exact copies. It does not see copies that are shifted, mirrored, recoloured or "
         "partial, nor copied style.",
         Markup(

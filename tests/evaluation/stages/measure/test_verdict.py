@@ -99,7 +99,7 @@ def test_what_cannot_be_judged_is_not_cleared(
     found = judged(groups, **changes)
     assert (found["cleared"], found["level"]) == (None, "unjudged")
     assert any(name.startswith(reason) for name in reasons(found))
-    assert "cannot tell whether" in found["text"] and found["reasons"][0]["remedy"] in found["text"]
+    assert "cannot be judged on this evidence" in found["text"] and found["reasons"][0]["remedy"] in found["text"]
 
 
 def test_a_small_set_that_was_asked_for_whole_is_cleared() -> None:
