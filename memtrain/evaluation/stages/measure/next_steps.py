@@ -1,4 +1,4 @@
-"""What to do next: a command for each reason why a model is not cleared.
+"""Commands for each reason why a model is not cleared, under the words "what to do next" of the report.
 
 The reasons have stable names, so results of every version get commands. A command has placeholders in capitals, because
 a report may leave out names of folders.
@@ -13,14 +13,15 @@ from memtrain.evaluation.stages.measure.verdict import FEWEST_HELDOUT
 
 TRAIN = "memtrain train --config CONFIG --data.init_args.path DATA --trainer.default_root_dir NEW_RUN"
 MEASURE = "memtrain measure --run RUN"
+AUDIT = "memtrain measure --model MODEL --data DATA --heldout FOLDER"
 HOLD_OUT = (
     (
         f"Hold out pictures: put at least {FEWEST_HELDOUT} that the model never saw into a folder, and train again.",
         f"{TRAIN} --data.init_args.heldout_path FOLDER",
     ),
     (
-        "Or measure the finished model against such a folder.",
-        "memtrain measure --model RUN/pipeline --data DATA --heldout FOLDER",
+        "Measure the finished model against pictures that it never saw, without a new training.",
+        AUDIT,
     ),
 )
 FIND_FILES = ("Find pictures that have several files.", "memtrain scan DATA --output runs/scan")
@@ -51,11 +52,15 @@ STEPS: dict[str, tuple[tuple[str, str], ...]] = {
 """Sentence and command by the name of the reason."""
 
 
-def next_steps(verdict: Mapping[str, Any]) -> list[tuple[str, str]]:
+def next_steps(verdict: Mapping[str, Any], *, audit: bool = False) -> list[tuple[str, str]]:
     """Return the sentences and commands for the reasons of a verdict, each once.
 
     Args:
         verdict: the part `verdict` of `results.json`.
+        audit: whether the model was measured without the run that trained it.
     """
     names = [one["reason"] for one in verdict.get("reasons") or ()]
-    return list(dict.fromkeys(step for name in names for step in STEPS.get(name, ())))
+    found = list(dict.fromkeys(step for name in names for step in STEPS.get(name, ())))
+    if audit:
+        found = [(said, command.replace(MEASURE, AUDIT)) for said, command in found]
+    return found

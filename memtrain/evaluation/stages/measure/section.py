@@ -95,7 +95,7 @@ def _answer(results: Mapping[str, Any]) -> Section:
     """Make the first screen, and the reasons why the model is not cleared."""
     return Section(
         title=_reasons_title(results["verdict"]),
-        body=_rendered("reasons", results=results, steps=next_steps(results["verdict"])),
+        body=_rendered("reasons", results=results, steps=_steps(results)),
         place=1,
         verdict=answer(results),
         rests_on=rests_on(results),
@@ -106,6 +106,11 @@ def _answer(results: Mapping[str, Any]) -> Section:
         facts=_facts(results),
         config=results["config"],
     )
+
+
+def _steps(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what to do next; a run has the configuration of its trainer."""
+    return next_steps(results["verdict"], audit="trainer" not in (results.get("config") or {}))
 
 
 def _subject(results: Mapping[str, Any]) -> str:

@@ -11,4 +11,6 @@ def test_reasons_have_commands_and_no_command_stands_twice() -> None:
     assert len(commands) == len(set(commands)) == 5
     for piece in ("heldout_path FOLDER", "memtrain scan DATA", "exclude.csv", "--images_per_prompt 8"):
         assert any(piece in command for command in commands)
+    audited = [command for _, command in next_steps({"reasons": reasons}, audit=True)]
+    assert not any("--run" in command for command in audited) and any("--model MODEL" in one for one in audited)
     assert next_steps({}) == [] and next_steps({"reasons": None}) == []
