@@ -2,9 +2,13 @@
 
     python examples/own_loop.py
 
-Four of the embedded clip-art images stand 41 times each in the data, and nobody says which. The lines that memtrain
-adds are marked; what the loop computes is its own. With accelerate, give `Guard` the accelerator, after `prepare()` and
-before `load_state()`: `Guard(unet, scheduler, accelerator=accelerator)`.
+Four of the embedded clip-art images stand 41 times each in the data, and nobody says which. memtrain flags all four.
+The lines that memtrain adds are marked. With accelerate, give `Guard` the accelerator, after `prepare()` and before
+`load_state()`: `Guard(unet, scheduler, accelerator=accelerator)`.
+
+The defaults flag none of them in so short a run: 19 held-out samples and a rate of 1 % give a threshold of 10.87, and
+the four have scores of 3.6 to 5.2. So the example asks for 5 %, holds a quarter out (48 samples, which need no assumption
+on the tail of the scores), and compares every batch with the base model. Only the four have enough visits for a flag.
 """
 
 from __future__ import annotations
@@ -41,7 +45,9 @@ def main(*, folder: str = "runs/own_loop", steps: int = 200, seed: int = 0, lear
     optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate)
     known = {source.samples[index].key: source.samples[index].caption for index in chosen}
 
-    with Guard(unet, scheduler, mitigations=[SampleSkipping()], folder=folder, captions=known) as guard:  # memtrain
+    watched = {"false_positive_rate": 0.05, "heldout_share": 0.25, "paired_every": 1}  # memtrain
+    guard = Guard(unet, scheduler, mitigations=[SampleSkipping()], folder=folder, captions=known, **watched)  # memtrain
+    with guard:  # memtrain
         for step in range(steps):
             batch = visits[8 * step : 8 * step + 8]
             rows = [row[index] for index in batch]

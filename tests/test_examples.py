@@ -74,6 +74,15 @@ def test_a_loop_of_ones_own(
 
 
 @pytest.mark.slow
+def test_the_loop_flags_what_is_repeated(
+    example: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard = example("own_loop").main(folder=str(tmp_path))
+    assert len(guard.calibration.first_flagged) == 4
+    assert re.search(r"repeated images flagged: \[\d+, \d+, \d+, \d+\] .*others flagged: 0;", capsys.readouterr().out)
+
+
+@pytest.mark.slow
 def test_a_lora_with_accelerate(
     example: Callable[[str], ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,8 @@ from memtrain.files.yaml_file import read_mapping, yaml_of
 T = TypeVar("T")
 _parsing: list[bool] = []
 CONFIG_OPTIONS = ("--config", "-c")
+CUT_SHORT = ("--c", "--co", "--con", "--conf", "--confi")
+"""Forms of `--config` that jsonargparse would take."""
 USAGE = ExitStatus.MISUSED
 """Exit status of a command that cannot be understood; 1 is that of one which cannot be done."""
 
@@ -141,13 +143,32 @@ def _with_configs(words: Sequence[str], found: Callable[[str], str]) -> list[str
     given: list[str] = []
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
+        if name in CUT_SHORT:
+            raise ConfigurationError(
+                f"There is no option {name}",
+                expected="an option that --help all lists",
+                remedy="did you mean --config?",
+            )
         if place and words[place - 1] in CONFIG_OPTIONS:
             given.append(found(word))
         elif equals and name in CONFIG_OPTIONS:
             given.append(f"{name}={found(value)}")
+        elif len(word) > 2 and word[0] == "-" and word[1] == "c":
+            given.append(f"-c={found(word[2:])}")
         else:
             given.append(word)
     return given
+
+
+def named_configs(words: Sequence[str]) -> list[str]:
+    """The configurations that a command line names.
+
+    Args:
+        words: the words of the command line.
+    """
+    names: list[str] = []
+    _with_configs(words, lambda name: names.append(name) or name)  # type: ignore[func-returns-value]
+    return names
 
 
 def _all_options(parser: Any) -> set[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import yaml
 
 from memtrain.cli.chatter import quiet
 from memtrain.cli.demo_options import STEPS, command_parser
+from memtrain.cli.outcome import end
 from memtrain.cli.writable import require_writable
 from memtrain.errors import ConfigurationError, MemtrainError
 from memtrain.evaluation.stages.measure.answer import answer
-from memtrain.files.shipped import config_file
+from memtrain.files.shipped import ASSETS, not_hidden, shipped_config
 from memtrain.files.text import read_json_object
 from memtrain.files.whole import written_whole
 from memtrain.files.yaml_file import read_mapping
@@ -53,10 +54,10 @@ class Demo:
         """The settings of the training: the shipped ones, with everything that is written in one folder.
 
         Raises:
-            ConfigurationError: if the configuration of the current folder is of another kind.
+            ConfigurationError: if somebody changed the shipped configuration to one of another kind.
         """
-        path = config_file(CONFIG)
-        found: Any = read_mapping(path)
+        path = shipped_config(CONFIG)
+        found: Any = _replaced(read_mapping(path), not_hidden)
         try:
             # The evaluation follows in this process, which therefore trains alone.
             found["trainer"] |= {
@@ -75,7 +76,9 @@ class Demo:
                     given["reference"] = "first_visit"
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(
-                f"{path} is not the configuration of the demo", expected="the shipped file", remedy="run it elsewhere"
+                f"{path} is not the configuration of the demo",
+                expected="the shipped file",
+                remedy="install memtrain again",
             ) from error
         return dict(found)
 
@@ -102,14 +105,17 @@ def demo(args: Sequence[str]) -> None:
         args: the words after `demo`.
     """
     quiet()
-    options = command_parser().parse_args(list(args))
+    parser = command_parser()
+    options = parser.parse_args(list(args))
     default = "runs/tiny_fast" if options.fast else "runs/tiny"
     steps = options.steps if options.steps is not None else FAST_STEPS if options.fast else STEPS
+    if steps < 1:
+        parser.refuse(ConfigurationError(f"steps={steps}", expected="at least 1", remedy=f"such as --steps {STEPS}"))
     asked = Demo(Path(options.output or default), steps, options.fast)
     try:
         _require_settings(asked)
     except MemtrainError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        end(error)
     print(asked.announcement(), flush=True)
     began = time.monotonic()
     try:
@@ -131,8 +137,6 @@ def _require_settings(asked: Demo) -> None:
     Raises:
         ConfigurationError: naming the folder.
     """
-    if asked.steps < 1:
-        raise ConfigurationError(f"steps={asked.steps}", expected="at least 1", remedy="change it")
     path, settings = asked.output / SETTINGS, asked.settings()
     if not path.is_file() and any(asked.output.glob("checkpoints/*.ckpt")):
         raise ConfigurationError(
@@ -140,7 +144,7 @@ def _require_settings(asked: Demo) -> None:
             expected="a new folder, or that of an earlier demo",
             remedy=f"name another one with --output, or evaluate the run: memtrain measure --run {asked.output}",
         )
-    if path.is_file() and read_mapping(path) != settings:
+    if path.is_file() and _comparable(read_mapping(path)) != _comparable(settings):
         raise ConfigurationError(
             f"{asked.output} holds a demo with other settings",
             expected="the same options as at its first start",
@@ -149,6 +153,22 @@ def _require_settings(asked: Demo) -> None:
     require_writable(asked.output)
     with written_whole(path) as unfinished:
         unfinished.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+
+
+def _replaced(value: Any, change: Callable[[str], str]) -> Any:
+    """A configuration with each of its texts changed by a function."""
+    if isinstance(value, dict):
+        return {name: _replaced(one, change) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_replaced(one, change) for one in value]
+    return change(value) if isinstance(value, str) else value
+
+
+def _comparable(settings: Mapping[str, Any]) -> Any:
+    """The settings without what depends on the current folder: the run folder, and the place of shipped files."""
+    trainer = settings.get("trainer")
+    kept = {name: one for name, one in trainer.items() if name != "default_root_dir"} if trainer else trainer
+    return _replaced({**settings, "trainer": kept}, lambda text: text[max(0, text.find(f"{ASSETS}/")) :])
 
 
 def _train(asked: Demo) -> None:

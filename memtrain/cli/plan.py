@@ -55,7 +55,7 @@ def plan(args: Sequence[str]) -> None:
         measured, file = _taken(words, "--measure"), _valued(words, "--json")
         if words[:1] == ["fit"]:
             words = words[1:]
-        named = any(word.split("=")[0] in ("--config", "-c") for word in words)
+        named = any(word.split("=")[0] == "--config" or word.startswith("-c") for word in words)
         run = _set_up(["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *words])
         figures = resolved(run, measured=measured)
         show(figures, run)

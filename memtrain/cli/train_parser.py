@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import sys
 from argparse import ArgumentError
+from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
-from memtrain.cli.command_parser import CarefulParser
+from memtrain.cli.command_parser import CarefulParser, check_config, named_configs
 from memtrain.cli.monitor_options import set_monitor, taken_monitor
 from memtrain.cli.refusal import refusal
-from memtrain.errors import ConfigurationError
+from memtrain.errors import ConfigurationError, MemtrainError
+from memtrain.files.shipped import config_names
 from memtrain.files.shown import shown
+from memtrain.files.yaml_file import read_mapping
 from memtrain.monitoring.options import WatchSettings
 
 
@@ -26,6 +32,10 @@ class TrainParser(CarefulParser, LightningArgumentParser):
         """See :class:`CarefulParser`; Lightning would take anything as settings of its trainer."""
         given = args[0] if args else options.pop("args", None)
         monitor, words = taken_monitor(sys.argv[1:] if given is None else given)
+        try:
+            require_model(words)
+        except MemtrainError as error:
+            self.refuse(error)
         found = super().parse_args(words, *args[1:], **options)
         settings = found.get(found.get("subcommand") or "", found)
         if "trainer" in settings and not isinstance(settings["trainer"], Namespace):
@@ -54,6 +64,44 @@ class TrainParser(CarefulParser, LightningArgumentParser):
         if "'reference': " in message and "MemorizationMonitor" in message and not hints:
             hints = ["if `reference` is what is refused: it is true, false or paired"]
         return hints
+
+
+def require_model(words: Sequence[str]) -> None:
+    """Refuse a training whose configurations are overlays, which name no model.
+
+    Args:
+        words: the words of the command line.
+
+    Raises:
+        ConfigurationError: naming the overlays.
+    """
+    names = named_configs(words)
+    if not names or any("\n" in name or ": " in name for name in names):
+        return
+    if any(re.match(r"--(\w+\.)?model(\.class_path)?(=|$)", word) for word in words):
+        return
+    contents = [read_mapping(Path(check_config(name))) for name in names]
+    if any(_names_model(one) for content in contents for one in (content, *content.values())):
+        return
+    shipped = all(name in config_names() for name in names)
+    several = len(names) > 1
+    kind = (
+        ("are overlays and name" if several else "is an overlay and names")
+        if shipped
+        else ("name" if several else "names")
+    )
+    again = " ".join(f"--config {shlex.quote(name)}" for name in ("tiny", *names))
+    raise ConfigurationError(
+        f"{' and '.join(names)} {kind} no model",
+        expected="a whole configuration before it" if not several else "a whole configuration before them",
+        remedy=f"such as {again}",
+    )
+
+
+def _names_model(settings: object) -> bool:
+    model = settings.get("model") if isinstance(settings, dict) else None
+    whole = "class_path" in model if isinstance(model, dict) else model is not None
+    return whole or (isinstance(settings, dict) and "model.class_path" in settings)
 
 
 def refused_by_lightning(error: BaseException | None) -> ConfigurationError | None:

@@ -172,7 +172,7 @@ def train(args: ArgsType = None) -> None:
     one_of_an_allocation()
     given = sys.argv[1:]
     if args is None and (not given or (given[0].startswith("-") and given[0] not in ("-h", "--help"))):
-        named = any(word.split("=")[0] in ("--config", "-c") for word in given)
+        named = any(word.split("=")[0] == "--config" or word.startswith("-c") for word in given)
         sys.argv[1:] = ["fit", *([] if named else ["--config", DEFAULT_CONFIG]), *given]
     words = given if args is None else args if isinstance(args, list) else []
     TrainCLI.folder = None

@@ -62,6 +62,29 @@ def config_file(name: str) -> Path:
     raise _no_config(name)
 
 
+def shipped_config(name: str) -> Path:
+    """The file of a shipped configuration, also where the current folder has one of that name.
+
+    Args:
+        name: the short name.
+    """
+    return shipped_folder() / CONFIGS / f"{name}{ENDING}"
+
+
+def not_hidden(path: str) -> str:
+    """A path that means the shipped data or model in the current folder.
+
+    Args:
+        path: a shipped path such as `assets/tiny-sd`, or any other text.
+
+    Returns:
+        The path as it is, unless the current folder has another file or folder of that name: then the shipped place.
+    """
+    found = _shipped(path, ASSETS) if path.startswith(f"{ASSETS}/") else None
+    own = Path(path)
+    return str(found) if found is not None and _exists(own) and not own.samefile(found) else path
+
+
 def at_hand(path: str) -> str:
     """The path under which data or a model can be opened.
 

@@ -12,6 +12,7 @@ import yaml
 
 import memtrain.cli
 import memtrain.cli.training
+from memtrain.cli import command
 from memtrain.cli.demo import Demo, demo, summary
 from memtrain.files.yaml_file import read_mapping
 from tests.conftest import ROOT
@@ -107,7 +108,6 @@ def test_a_short_look_has_its_own_folder_and_says_that_it_is_short(
     [
         (["--output", "mine"], "mine holds a run that is no demo"),
         (["--output", "other"], "other holds a demo with other settings"),
-        (["--steps", "0"], "steps=0"),
     ],
 )
 def test_folders_of_other_runs_are_left_as_they_are(words: list[str], said: str, called: list[list[str]]) -> None:
@@ -118,6 +118,45 @@ def test_folders_of_other_runs_are_left_as_they_are(words: list[str], said: str,
     with pytest.raises(SystemExit, match=said):
         demo(words)
     assert not called
+
+
+def test_an_impossible_number_of_steps_is_a_misuse(called: list[list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        demo(["--steps", "0"])
+    assert ended.value.code == 2
+    assert "steps=0" in capsys.readouterr().err
+    assert not called
+
+
+def test_a_refusal_is_told_to_other_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/tiny/checkpoints").mkdir(parents=True)
+    Path("runs/tiny/checkpoints/last.ckpt").write_bytes(b"")
+    with pytest.raises(SystemExit):
+        command.main(["demo", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert (told["exit_status"], told["error"]["found"]) == (1, "runs/tiny holds a run that is no demo")
+
+
+def test_files_of_the_current_folder_do_not_replace_the_shipped_ones() -> None:
+    for name in ("configs/tiny.yaml", "assets/clipart-pd.tar", "tiny"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("seed_everything: 1\n")
+    found = Demo(Path("run"), 750, False).settings()
+    assert found["data"]["init_args"]["path"] == str(ROOT / "assets/clipart-pd.tar")
+    assert found["data"]["init_args"]["duplicates"]["only_in"] == str(ROOT / "assets/clipart-pd.tar")
+    assert found["model"]["init_args"]["pretrained"] == "assets/tiny-sd"
+
+
+def test_the_folder_of_a_demo_may_be_spelled_otherwise(
+    called: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        demo(["--output", "ro/x"])
+    monkeypatch.chdir("ro")
+    Path("assets").mkdir()
+    Path("assets/clipart-pd.tar").write_bytes(b"")
+    demo(["--output", "x"])
+    assert called[1][-1] == "last"
 
 
 def test_the_end_says_in_two_sentences_what_the_report_says() -> None:

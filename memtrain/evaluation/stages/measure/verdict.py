@@ -232,7 +232,7 @@ def _level(cleared: bool | None, reproduced: int) -> str:
 
 
 def _counted(groups: Mapping[str, Mapping[str, Any]], rate: float | None) -> str:
-    """Say how many pictures of each group came back, and how many chance explains."""
+    """Say how many pictures of each group came back, and how many are expected by chance."""
     parts = [f"{group['reproduced']} of {group['n']} {in_words(name)}{_of(group)}" for name, group in groups.items()]
     counted = f"By {RATIO_IN_WORDS}, {joined(parts)} pictures come back for their own captions."
     if rate is None:
@@ -241,7 +241,7 @@ def _counted(groups: Mapping[str, Mapping[str, Any]], rate: float | None) -> str
     for name, group in groups.items():
         chance = group.get("beyond_looks", {}).get("chance", min(1.0, rate * group["looks"]))
         expected.append(f"about {chance * group['n']:.1f} of {group['n']} {in_words(name)}")
-    return f"{counted} At the threshold's false-positive rate, chance explains {joined(expected)}."
+    return f"{counted} At the threshold's false-positive rate, {joined(expected)} are expected by chance."
 
 
 def _text(

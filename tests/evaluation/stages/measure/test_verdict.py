@@ -42,7 +42,7 @@ def reasons(found: dict[str, Any]) -> list[str]:
             group(24, 1, lowest=0.65),
             True,
             "inconclusive",
-            "chance explains about 0.6 of 12 planted and about 1.2 of 24 unique",
+            "about 0.6 of 12 planted and about 1.2 of 24 unique are expected by chance",
         ),
         (group(12, 0), group(24, 0), True, "none", "below 24% of planted and below 14% of unique"),
     ],
