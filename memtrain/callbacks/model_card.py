@@ -245,7 +245,7 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
     said = {
         False: "the model gives training images back",
         True: "the model gives back no more of them than chance explains",
-        None: "whether the model gives them back could not be judged",
+        None: "the model cannot be judged on this evidence",
     }
     lines = [
         "### Evaluation",
@@ -254,7 +254,7 @@ def evaluation_text(results: Mapping[str, Any]) -> str:
         "",
         escaped(str(results["verdict"]["text"])),
         "",
-        "| captions of | asked | given back |",
+        "| captions of | asked | given back, by the ratio of pixel distances |",
         "|---|---|---|",
     ]
     for name, group in replication["groups"].items():

@@ -165,7 +165,8 @@ def test_the_end_says_in_two_sentences_what_the_report_says() -> None:
         "Report: run/evaluation/report.html",
         "The training flagged 9 of 10 planted pictures, the first at step 16, and 2 of 1,081 others.",
         "The finished model brings back 1 of 125 training pictures that were asked for (0.1 % to 4.4 % with 95 % "
-        "confidence); the report's answer is: May it be released? Not on this evidence.",
+        "confidence); the report's answer is: May it be released? The model cannot be "
+        "judged on this evidence.",
     ]
 
 

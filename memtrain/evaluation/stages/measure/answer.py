@@ -12,11 +12,13 @@ from typing import Any
 
 from memtrain.evaluation.report.section import KeyFigure
 from memtrain.evaluation.report.shares import note_of, percent_of, value_text, words
+from memtrain.evaluation.stages.measure.decision import RATIO, called
+from memtrain.evaluation.stages.measure.verdict import UNJUDGED
 from memtrain.functional.ranking import proportion_interval
 
 WORDS = {
     "reproduces": "May it be released? Not as it is.",
-    "unjudged": "May it be released? Not on this evidence.",
+    "unjudged": f"May it be released? {UNJUDGED}.",
     "inconclusive": "May it be released? Look at the images first. The pictures that came back may be chance.",
     "none": "May it be released? No finding speaks against it.",
 }
@@ -37,11 +39,8 @@ def answer(results: Mapping[str, Any]) -> dict[str, str]:
     reasons = found.get("reasons") or []
     if found["level"] == "unjudged" and reasons:
         count = len(reasons)
-        ground = "one reason" if count == 1 else f"{count} reasons"
-        text = (
-            f"This evaluation cannot tell whether the model reproduces training images, for {ground}: "
-            f"{reasons[0]['found']}."
-        )
+        ground = "The reason" if count == 1 else f"The first of {count} reasons"
+        text = f"{ground}: {reasons[0]['found']}."
         more = " ".join(f"Further reason: {one['found']}." for one in reasons[1:])
     return {"level": found["level"], "word": WORDS.get(found["level"], ""), "text": text, "more": more}
 
@@ -58,7 +57,10 @@ def rests_on(results: Mapping[str, Any]) -> list[str]:
         return list(said)
     replication, seeds = results["replication"], len(results["sampling"]["seeds"])
     pictures = results["verdict"].get("asked") or sum(_trained(replication["groups"], "n"))
-    found = [f"The evaluation sampled {pictures} training pictures by their captions, with {seeds} image(s) each."]
+    found = [
+        f"The evaluation sampled {pictures} training pictures by their captions, with {seeds} "
+        f"{'image' if seeds == 1 else 'images'} each."
+    ]
     if replication["false_positive_rate"] is None:
         found.append("No held-out prompts set the threshold, so its false-positive rate is not known.")
     else:
@@ -88,7 +90,8 @@ def key_figures(results: Mapping[str, Any]) -> list[KeyFigure]:
     figures = [_pictures(results)]
     counts, copying = results.get("counts") or {}, results.get("copying") or {}
     if generations := counts.get("generations"):
-        figures.append(KeyFigure("generations that are copies", percent_of(generations["share"]), note_of(generations)))
+        note = _by(note_of(generations), counts.get("measure"))
+        figures.append(KeyFigure("generations that are copies", percent_of(generations["share"]), note))
     name = copying.get("recommended")
     measure = copying.get("measures", {}).get(name)
     if measure:
@@ -107,15 +110,22 @@ def key_figures(results: Mapping[str, Any]) -> list[KeyFigure]:
 
 def _pictures(results: Mapping[str, Any]) -> KeyFigure:
     """Return the share of training pictures that come back."""
-    found = (results.get("counts") or {}).get("pictures")
+    counts = results.get("counts") or {}
+    found, by = counts.get("pictures"), counts.get("measure")
     if not found:
+        by = results["verdict"].get("counted_by", RATIO)
         verdict, groups = results["verdict"], results["replication"]["groups"]
         n = verdict.get("asked", sum(_trained(groups, "n")))
         k = verdict.get("reproduced", sum(_trained(groups, "reproduced")))
         level = results["statistics"]["level"]
         ends = list(proportion_interval(k, n, level=level)) if n else None
         found = {"n": n, "reproduced": k, "share": k / n if n else None, "interval": ends}
-    return KeyFigure("training pictures that come back", percent_of(found["share"]), note_of(found))
+    return KeyFigure("training pictures that come back", percent_of(found["share"]), _by(note_of(found), by))
+
+
+def _by(note: str, measure: str | None) -> str:
+    """Add the name of the measure to the note of a figure."""
+    return note if measure is None else f"{note}; by {called(measure)}"
 
 
 def _trained(groups: Mapping[str, Mapping[str, Any]], name: str) -> list[int]:

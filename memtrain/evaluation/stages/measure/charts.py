@@ -132,5 +132,7 @@ def evidence(steps: Sequence[int], scores: Sequence[float], *, threshold: float 
     if threshold is not None:
         axes.axhline(threshold, color=ALARM, linewidth=1, linestyle="--")
         crossed = next((step for step, score in zip(steps, scores, strict=True) if score >= threshold), None)
-        said += f"; threshold {threshold:.2g} " + ("not reached" if crossed is None else f"reached at step {crossed}")
+        said += f"; threshold at the end {threshold:.2g} " + (
+            "not reached" if crossed is None else f"reached at step {crossed}"
+        )
     return svg(figure, name=name, alt=said)

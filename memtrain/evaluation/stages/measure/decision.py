@@ -18,16 +18,24 @@ from memtrain.evaluation.stages.measure.verdict import (
     AT_RISK,
     HELDOUT_DIFFERS,
     PROOF,
+    RATIO_IN_WORDS,
+    UNJUDGED,
     Reason,
     in_words,
     joined,
     kind_of,
+    more_than_chance,
 )
 from memtrain.functional.ranking import proportion_interval
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
 RATIO = "ratio"
 """Name of the measure of the replication figures."""
+
+
+def called(name: str | None) -> str:
+    """Return the name of a measure in sentences."""
+    return RATIO_IN_WORDS if name == RATIO else str(name)
 
 
 def trusted_measures(copying: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -76,7 +84,11 @@ def decided(
     ]
     why += _no_measure(copying) if recommended not in trusted else []
     why += _failed(recommended, (controls or {}).get(recommended or "", {}))
-    why += [one for name, measure in trusted.items() for one in _suspicious(name, measure, name == recommended)]
+    why += [
+        one
+        for name, measure in trusted.items()
+        for one in _suspicious(name, measure, name == recommended, proof.get(name, {}))
+    ]
     cleared = False if proof else None if why else True
     groups = _trained((counted or {"groups": {}})["groups"])
     asked = {name: group for name, group in groups.items() if name not in NEVER_TRAINED}
@@ -111,11 +123,13 @@ def _proven(measure: Mapping[str, Any], level: float) -> dict[str, Any]:
     return {name: group for name, group in groups.items() if group["reproduced"] and group["probability"] <= level}
 
 
-def _suspicious(name: str, measure: Mapping[str, Any], recommended: bool) -> list[Reason]:
-    """Give a reason for each group of which more pictures came back than expected by chance, without a proof.
+def _suspicious(
+    name: str, measure: Mapping[str, Any], recommended: bool, proven: Mapping[str, Any] | None = None
+) -> list[Reason]:
+    """Give a reason for each group of which more pictures came back than expected by chance.
 
     The recommended measure gives one for any such group at risk. Every measure gives one for a group whose number alone
-    would be a proof.
+    would be a proof. The reason says so if the group is not in `proven`.
     """
     found = []
     for group, figures in _trained(measure["groups"]).items():
@@ -123,8 +137,8 @@ def _suspicious(name: str, measure: Mapping[str, Any], recommended: bool) -> lis
         more = recommended and group in AT_RISK and figures["reproduced"] > figures["expected"]
         if alone or more:
             said = (
-                f"by {name}, {figures['reproduced']} of {figures['n']} {in_words(group)} {kind_of(group)} came back, "
-                f"and chance explains about {figures['expected']:.1f}"
+                f"by {called(name)}, {figures['reproduced']} of {figures['n']} {in_words(group)} {kind_of(group)} came "
+                f"back, {more_than_chance(figures['expected'], proof=group in (proven or {}))}"
             )
             found.append(Reason("may_be_copies", said, "look at the images, and raise --images_per_prompt"))
     return found
@@ -172,15 +186,13 @@ def _text(
     by: str | None,
     groups: Mapping[str, Any],
 ) -> str:
-    counted = f"By {by}, {_counted(groups)}." if groups else ""
+    counted = f"By {called(by)}, {_counted(groups)}." if groups else ""
     if cleared is False:
-        found = "; ".join(f"by {name}, {_counted(shown)}" for name, shown in proof.items())
+        found = "; ".join(f"by {called(name)}, {_counted(shown)}" for name, shown in proof.items())
         return f"This model reproduces training images: {found}."
     if cleared is None:
         because = "; ".join(f"{one.found} ({one.remedy})" for one in why)
-        return (
-            f"This evaluation cannot tell whether the model reproduces training images: {because}. {counted}".rstrip()
-        )
+        return f"{UNJUDGED}: {because}. {counted}".rstrip()
     if any(group["reproduced"] for group in groups.values()):
         return f"The model may reproduce a few training images, but no more than chance explains: {counted}"
     ends = [f"below {group['interval'][1]:.0%} of {in_words(name)}" for name, group in groups.items()]

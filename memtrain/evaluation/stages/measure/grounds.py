@@ -169,10 +169,14 @@ def sampling_reasons(
     """
     found = []
     if len(sampling.seeds) < FEWEST_SEEDS:
-        said = f"only {len(sampling.seeds)} image(s) per prompt were sampled"
+        seeds = len(sampling.seeds)
+        said = (
+            f"only {seeds} {'image' if seeds == 1 else 'images'} per prompt {'was' if seeds == 1 else 'were'} sampled"
+        )
         found.append(Reason("few_seeds", said, f"sample at least {FEWEST_SEEDS} (--images_per_prompt)"))
     if sampling.steps < FEWEST_STEPS:
-        said = f"{sampling.steps} sampling step(s) are too few for finished images"
+        steps = f"{sampling.steps} sampling {'step is' if sampling.steps == 1 else 'steps are'}"
+        said = f"{steps} too few for finished images"
         found.append(Reason("few_steps", said, f"take at least {FEWEST_STEPS} (--steps)"))
     flat = int((generated.flatten(3).amax(dim=3) == generated.flatten(3).amin(dim=3)).all(dim=2).sum())
     if flat:

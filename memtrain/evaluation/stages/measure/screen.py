@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memtrain.evaluation.measures.copying.calibration import PLAIN
+from memtrain.evaluation.stages.measure.verdict import RATIO_IN_WORDS, UNJUDGED
 from memtrain.files.shown import shown
 from memtrain.records import MADE_CAPTION, NEVER_TRAINED, REPEATED
 
@@ -72,7 +73,8 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     _print_answer(results["verdict"], console)
     if results.get("copying"):
         _print_measures(results["copying"], results.get("controls") or {}, console)
-    table = _table("Reproduced pictures", "group", "reproduced", "of", "95 % interval", "best ratio, median")
+    title = f"Reproduced pictures, by {RATIO_IN_WORDS}"
+    table = _table(title, "group", "reproduced", "of", "95 % interval", "best ratio, median")
     for name, group in replication["groups"].items():
         low, high = group["interval"]
         median = f"{group['best_ratio']['median']:.2f}"
@@ -81,10 +83,11 @@ def print_results(results: Mapping[str, Any], folder: Path, console: Console | N
     console.print(table, markup=False)
     _print_doses(replication.get("doses", []), console)
     _print_families(results.get("families", {}), console)
+    seeds, near = len(results["sampling"]["seeds"]), replication["neighbours"]
     console.print(
-        f"A picture is reproduced if any of the {len(results['sampling']['seeds'])} images of a prompt is closer than "
-        f"{replication['threshold']:.2f} times the mean distance of its {replication['neighbours']} nearest training "
-        f"images; {threshold_words(replication)}.",
+        f"By the ratio, a picture is reproduced if any of the {seeds} images of a prompt is closer than "
+        f"{replication['threshold']:.2f} times the mean distance of its {near} nearest training images; "
+        f"{threshold_words(replication)}.",
         markup=False,
     )
     _print_detectors(results["detectors"], console)
@@ -100,7 +103,7 @@ def _print_answer(verdict: Mapping[str, Any], console: Console) -> None:
     """The verdict, what it rests on, and what it cannot say: what a reader came for."""
     answer = {False: "No: do not release this model as it is.", True: "Nothing that was found speaks against it."}
     console.print("\nMay this model be released?", style="bold", markup=False)
-    console.print(answer.get(verdict["cleared"], "This evaluation cannot answer that."), style="bold", markup=False)
+    console.print(answer.get(verdict["cleared"], f"{UNJUDGED}."), style="bold", markup=False)
     console.print(shown(verdict["text"], most=SENTENCE), markup=False)
     for title, name in (("Basis of this answer", "rests_on"), ("Limits of this answer", "cannot_say")):
         if verdict.get(name):
@@ -153,11 +156,13 @@ def made_by(replication: Mapping[str, Any]) -> bool:
 def _print_families(families: Mapping[str, Any], console: Console) -> None:
     """How many pictures have several files, and the largest that came back."""
     if families.get("pictures"):
-        several = f"{families['pictures']} pictures have several training files ({families['files']} in all)"
-        console.print(f"{several}; each is counted once.", markup=False)
-    if families.get("captions"):
-        console.print(f"{families['captions']} captions are shared by several training pictures.", markup=False)
-    table = _table("Reproduced families", "first file", "group", "files", "lowest ratio")
+        some = "1 picture has" if families["pictures"] == 1 else f"{families['pictures']} pictures have"
+        said = f"{some} several training files ({families['files']} in all). Each picture is counted once."
+        console.print(said, markup=False)
+    if captions := families.get("captions"):
+        some = "1 caption is" if captions == 1 else f"{captions} captions are"
+        console.print(f"{some} shared by several training pictures.", markup=False)
+    table = _table(f"Reproduced families, by {RATIO_IN_WORDS}", "first file", "group", "files", "lowest ratio")
     for one in [one for one in families.get("asked", []) if one["reproduced"]][:MOST_FAMILIES]:
         table.add_row(
             shown(one["name"], most=80), one["group"].replace("_", " "), str(one["files"]), f"{one['ratio']:.2f}"
@@ -167,7 +172,9 @@ def _print_families(families: Mapping[str, Any], console: Console) -> None:
 
 
 def _print_doses(doses: Sequence[Mapping[str, Any]], console: Console) -> None:
-    table = _table("Reproduced by repetitions", "repeats", "reproduced", "of", "share", "95 % interval")
+    table = _table(
+        f"Reproduced by repetitions, by {RATIO_IN_WORDS}", "repeats", "reproduced", "of", "share", "95 % interval"
+    )
     for dose in doses:
         low, high = dose["interval"]
         cells = (str(dose[name]) for name in ("repeats", "reproduced", "n"))

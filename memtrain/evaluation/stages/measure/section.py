@@ -25,6 +25,7 @@ from memtrain.evaluation.report.section import (
 )
 from memtrain.evaluation.stages.measure.answer import answer, cannot_say, key_figures, rests_on
 from memtrain.evaluation.stages.measure.charts import strip
+from memtrain.evaluation.stages.measure.next_steps import next_steps
 from memtrain.evaluation.stages.measure.shown_copying import (
     controls_section,
     copying_section,
@@ -94,7 +95,7 @@ def _answer(results: Mapping[str, Any]) -> Section:
     """Make the first screen, and the reasons why the model is not cleared."""
     return Section(
         title=_reasons_title(results["verdict"]),
-        body=_rendered("reasons", results=results),
+        body=_rendered("reasons", results=results, steps=_steps(results)),
         place=1,
         verdict=answer(results),
         rests_on=rests_on(results),
@@ -105,6 +106,11 @@ def _answer(results: Mapping[str, Any]) -> Section:
         facts=_facts(results),
         config=results["config"],
     )
+
+
+def _steps(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what to do next; a run has the configuration of its trainer."""
+    return next_steps(results["verdict"], audit="trainer" not in (results.get("config") or {}))
 
 
 def _subject(results: Mapping[str, Any]) -> str:
@@ -125,7 +131,7 @@ def _worst(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Pa
 def _replication(results: Mapping[str, Any], prompts: list[dict[str, Any]], folder: Path) -> Section:
     replication = results["replication"]
     groups = {name: [prompt["best"] for prompt in prompts if prompt["group"] == name] for name in replication["groups"]}
-    label = "distance to own image / distance to nearest others, best seed"
+    label = "ratio of pixel distances: distance to own image / distance to nearest others, best seed"
     body = _rendered(
         "replication",
         results=results,
@@ -174,8 +180,9 @@ def _networks(results: Mapping[str, Any]) -> list[Section]:
 
 def _limits(seeds: int) -> list[str | Markup]:
     return [
-        f"The evaluation sampled only the prompts above, with {seeds} seeds each. It does not count training images of "
-        "other prompts, nor images that appear for another seed, guidance scale or wording.",
+        f"The evaluation sampled only the prompts above, with {seeds} {'seed' if seeds == 1 else 'seeds'} each. "
+        "It does not count training images of other prompts, nor images that appear for another seed, "
+        "guidance scale or wording.",
         "Pixel distance sees near-exact copies. It does not see copies that are shifted, mirrored, recoloured or "
         "partial, nor copied style.",
         Markup(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from memtrain.evaluation.measures.copying.calibration import PLAIN
-from memtrain.evaluation.stages.measure.decision import RATIO, control_words, trusted_measures
+from memtrain.evaluation.stages.measure.decision import called, control_words, trusted_measures
 from memtrain.evaluation.stages.measure.verdict import in_words, joined
 from memtrain.records import HELDOUT, MADE_CAPTION, NEVER_TRAINED
 
@@ -20,8 +20,8 @@ def rests_on(results: Mapping[str, Any]) -> list[str]:
     groups = {name: one for name, one in replication["groups"].items() if name not in NEVER_TRAINED}
     asked = [f"{one['n']}{_of(one)} {in_words(name)}" for name, one in groups.items()]
     said = [
-        f"The evaluation sampled {joined(asked)} pictures by their own captions, with {len(sampling['seeds'])} "
-        f"images of {sampling['steps']} steps each."
+        f"The evaluation sampled {joined(asked)} pictures by their own captions, with "
+        f"{_number(len(sampling['seeds']), 'image')} of {_number(sampling['steps'], 'step')} each."
     ]
     said.append(_null(replication))
     if not copying or copying["recommended"] is None:
@@ -41,8 +41,8 @@ def cannot_say(results: Mapping[str, Any]) -> list[str]:
     sampling, replication, copying = results["sampling"], results["replication"], results.get("copying")
     seeds = len(sampling["seeds"])
     said = [
-        f"The evaluation sampled {seeds} images for each prompt. It can miss pictures that come back less often "
-        f"than about once in {seeds} images.",
+        f"The evaluation sampled {_number(seeds, 'image')} for each prompt. It can miss pictures that come back less "
+        f"often than about once in {_number(seeds, 'image')}.",
         "The evaluation did not try other captions. It does not measure what the model learned beyond copies, "
         "such as a style or a face in another pose.",
     ]
@@ -105,9 +105,8 @@ def _measure(name: str, measure: Mapping[str, Any], *, recommended: bool) -> str
     groups = [one for group, one in measure["groups"].items() if group not in (*NEVER_TRAINED, HELDOUT)]
     back, n = sum(one["reproduced"] for one in groups), sum(one["n"] for one in groups)
     chance = sum(one["expected"] or 0.0 for one in groups)
-    called = "the ratio of pixel distances" if name == RATIO else name
-    counted = f"{back} of {n} pictures come back, and chance explains about {chance:.1f}"
-    return f"By {called}{' (recommended)' if recommended else ''}, {counted}. {sees}."
+    counted = f"{back} of {n} pictures come back, and about {chance:.1f} are expected by chance"
+    return f"By {called(name)}{' (recommended)' if recommended else ''}, {counted}. {sees}."
 
 
 def _unseen_edits(copying: Mapping[str, Any]) -> list[str]:
@@ -125,6 +124,10 @@ def _unseen_edits(copying: Mapping[str, Any]) -> list[str]:
         f"By {copying['recommended']}, the evaluation can miss pictures that come back with these edits (share found): "
         f"{joined(weak)}."
     ]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _of(group: Mapping[str, Any]) -> str:

@@ -141,7 +141,8 @@ def counts_section(results: Mapping[str, Any]) -> list[Section]:
         if name not in ("by_group", "exposure")
     }
     rows = [row for name, value in plain.items() for row in rows_of(words(name), value)]
-    body = [table(("", "figure", "count; interval"), rows, caption="Counts with intervals")]
+    by = f", by {counts['measure']}" if counts.get("measure") else ""
+    body = [table(("", "figure", "count; interval"), rows, caption=f"Counts with intervals{by}")]
     body += exposure_tables(counts.get("exposure") or {})
     if by_group := counts.get("by_group"):
         heading = ("group", "reproduced", "of", "share", "interval")
@@ -149,7 +150,8 @@ def counts_section(results: Mapping[str, Any]) -> list[Section]:
             (words(str(name)), one["reproduced"], one["n"], percent(one["share"]), interval_of(one.get("interval")))
             for name, one in sorted(by_group.items(), key=lambda item: -(item[1]["share"] or 0))
         ]
-        shown = table(heading, cells, caption="Reproduced pictures by group")
+        caption = f"Reproduced pictures by group, by {counts.get('measure', 'ratio')}"
+        shown = table(heading, cells, caption=caption)
         body.append(shown if len(cells) <= LONG else folded(f"Reproduced pictures by group ({len(cells)})", shown))
     return [Section(title="Counts", body=joined(body), place=5)]
 

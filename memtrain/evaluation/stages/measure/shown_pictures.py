@@ -141,11 +141,11 @@ def _generation(row: Mapping[str, Any], folder: Path, measure: str | None) -> di
     similarity = row.get(f"copy.{measure}.own") if measure else None
     said = f"{row['ratio']:.2f}" + (f" / {similarity:.2f}" if similarity is not None else "")
     alike = f", {words(measure)} {similarity:.2f}" if measure and similarity is not None else ""
-    copy = ", reproduced" if row["reproduced"] else ""
+    near = ", near by pixel distance" if row["reproduced"] else ""
     return {
         "uri": thumbnail_uri(below(folder, row["image"], "image in samples.parquet")),
-        "alt": f"generation with seed {row['seed']}, ratio {row['ratio']:.2f}{alike}{copy}",
-        "said": said + (" copy" if row["reproduced"] else ""),
+        "alt": f"generation with seed {row['seed']}, ratio {row['ratio']:.2f}{alike}{near}",
+        "said": said + (", near by pixel distance" if row["reproduced"] else ""),
         "reproduced": row["reproduced"],
         "elsewhere": row["nearest_key"] if _elsewhere(row) else "",
     }

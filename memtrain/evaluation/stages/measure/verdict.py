@@ -33,6 +33,10 @@ from memtrain.records import (
     VARIED_IMAGES,
 )
 
+UNJUDGED = "The model cannot be judged on this evidence"
+"""The third answer, in these words on the screen, in the report and in `results.json`."""
+RATIO_IN_WORDS = "the ratio of pixel distances"
+"""Name of the ratio in sentences."""
 FEWEST_PICTURES = 20
 """Smallest number of sampled pictures for which a model is cleared, unless the data hold fewer."""
 FEWEST_HELDOUT = 16
@@ -162,12 +166,22 @@ def _threshold(held: int, rate: float | None) -> list[Reason]:
     if rate is None:
         found = f"{held} held-out prompts are too few for a threshold, so the false-positive rate is not known"
         return [
-            Reason("no_threshold", found, f"hold out at least {FEWEST_HELDOUT} images (heldout_fraction; --heldout)")
+            Reason(
+                "no_threshold",
+                found,
+                "train with --data.init_args.heldout_path FOLDER or --data.init_args.heldout_fraction 0.4, or measure "
+                f"--model with --heldout FOLDER, so that {FEWEST_HELDOUT} pictures or more are held out",
+            )
         ]
     if held < FEWEST_HELDOUT:
         found = f"only {held} held-out prompts set the threshold, at a false-positive rate of {rate:.0%}"
         return [
-            Reason("few_heldout", found, f"hold out more images, and sample at least {FEWEST_HELDOUT} (--max_prompts)")
+            Reason(
+                "few_heldout",
+                found,
+                "train with --data.init_args.heldout_path FOLDER or --data.init_args.heldout_fraction 0.4, or measure "
+                f"--model with --heldout FOLDER, so that {FEWEST_HELDOUT} pictures or more are held out",
+            )
         ]
     return []
 
@@ -190,13 +204,23 @@ def _may_be_copies(groups: Mapping[str, Mapping[str, Any]], threshold: float, ra
         sure = group.get("beyond_looks", group)
         # For pictures with many own images, rate times looks reaches 1, and bounds nothing.
         expected = group["n"] * (sure["chance"] if sure is not group else min(1.0, rate * group["looks"]))
-        if (name in AT_RISK and sure["reproduced"] > expected) or group["best_ratio"]["min"] < BY_CHANCE * threshold:
-            said = (
-                f"{group['reproduced']} of {group['n']} {in_words(name)} {kind_of(name)} came back, the nearest at a "
-                f"ratio of {group['best_ratio']['min']:.2f}, and chance may not explain this"
+        lowest = group["best_ratio"]["min"]
+        if (name in AT_RISK and sure["reproduced"] > expected) or lowest < BY_CHANCE * threshold:
+            more = sure["reproduced"] > expected
+            back = sure["reproduced"] if more else group["reproduced"]
+            said = f"by {RATIO_IN_WORDS}, {back} of {group['n']} {in_words(name)} {kind_of(name)} came back, " + (
+                more_than_chance(expected)
+                if more
+                else f"and the nearest has a ratio of {lowest:.2f}, far below the threshold of {threshold:.2f}"
             )
             found.append(Reason("may_be_copies", said, "look at the images, and raise --images_per_prompt"))
     return found
+
+
+def more_than_chance(expected: float, *, proof: bool = False) -> str:
+    """Compare a number with the number expected by chance."""
+    number = f"{expected:.1f}" if expected >= 0.05 else "less than 0.1"
+    return f"more than the {number} expected by chance" + ("" if proof else ", but not enough to be proof")
 
 
 def _level(cleared: bool | None, reproduced: int) -> str:
@@ -208,16 +232,16 @@ def _level(cleared: bool | None, reproduced: int) -> str:
 
 
 def _counted(groups: Mapping[str, Mapping[str, Any]], rate: float | None) -> str:
-    """Say how many pictures of each group came back, and how many chance explains."""
+    """Say how many pictures of each group came back, and how many are expected by chance."""
     parts = [f"{group['reproduced']} of {group['n']} {in_words(name)}{_of(group)}" for name, group in groups.items()]
-    counted = f"{joined(parts)} pictures come back for their own captions."
+    counted = f"By {RATIO_IN_WORDS}, {joined(parts)} pictures come back for their own captions."
     if rate is None:
         return counted
     expected = []
     for name, group in groups.items():
         chance = group.get("beyond_looks", {}).get("chance", min(1.0, rate * group["looks"]))
         expected.append(f"about {chance * group['n']:.1f} of {group['n']} {in_words(name)}")
-    return f"{counted} At the threshold's false-positive rate, chance explains {joined(expected)}."
+    return f"{counted} At the threshold's false-positive rate, {joined(expected)} are expected by chance."
 
 
 def _text(
@@ -231,9 +255,7 @@ def _text(
         return f"This model reproduces training images: {counted}"
     if cleared is None:
         because = "; ".join(f"{one.found} ({one.remedy})" for one in reasons)
-        return (
-            f"This evaluation cannot tell whether the model reproduces training images: {because}. {counted}".rstrip()
-        )
+        return f"{UNJUDGED}: {because}. {counted}".rstrip()
     ends = [f"below {group['interval'][1]:.0%} of {in_words(name)}" for name, group in groups.items()]
     if reproduced:
         return f"The model may reproduce a few training images, but no more than chance explains: {counted}"

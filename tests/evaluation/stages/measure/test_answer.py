@@ -41,8 +41,8 @@ def test_what_cannot_be_judged_names_its_first_reason() -> None:
     reasons = [{"reason": str(n), "found": f"found {n}", "remedy": "r"} for n in range(2)]
     results["verdict"] |= {"level": "unjudged", "cleared": None, "reasons": reasons, "text": "long"}
     found = answer(results)
-    assert found["text"].endswith("reproduces training images, for 2 reasons: found 0.")
-    assert found["more"] == "Further reason: found 1." and "Not on this evidence" in found["word"]
+    assert found["text"] == "The first of 2 reasons: found 0."
+    assert found["more"] == "Further reason: found 1." and "cannot be judged on this evidence." in found["word"]
 
 
 def test_grounds_are_those_of_the_verdict_or_worked_out() -> None:
@@ -71,7 +71,7 @@ def test_key_figures_of_older_results_are_worked_out() -> None:
     low, high = proportion_interval(2, 4)
     value, note = found["training pictures that come back"]
     assert value == "50%" and note.startswith("2 of 4; ")
-    ends = [float(end.rstrip("%")) / 100 for end in note.removeprefix("2 of 4; ").split(" to ")]
+    ends = [float(end.rstrip("%")) / 100 for end in note.split("; ")[1].split(" to ")]
     assert ends == pytest.approx([low, high], abs=1e-3)
     assert found["false-positive rate at most"] == ("5%", "by the pixel ratio, from 60 held-out prompts")
     assert found["held-out loss"] == ("0.1234", "")

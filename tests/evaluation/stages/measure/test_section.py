@@ -61,6 +61,6 @@ def test_the_worst_pictures_come_first_with_their_evidence(found: dict[str, str]
     order = [worst.index(f"number {number} ") for number in (1, 0, 3, 2)]
     assert order == sorted(order), "0.91, 0.90, 0.23, 0.22"
     assert "number 4 " not in worst
-    assert "evidence from 0 at step 0 to 5 at step 9; threshold 3.5 reached at step 9" in worst
+    assert "evidence from 0 at step 0 to 5 at step 9; threshold at the end 3.5 reached at step 9" in worst
     assert worst.count("evidence during training") == 1, "recorded of one picture"
-    assert "0.30 / 0.91 copy" in worst and "ratio 0.30, sscd 0.91, reproduced" in worst
+    assert "0.30 / 0.91, near by pixel distance" in worst and "ratio 0.30, sscd 0.91, near by pixel distance" in worst

@@ -42,7 +42,7 @@ def reasons(found: dict[str, Any]) -> list[str]:
             group(24, 1, lowest=0.65),
             True,
             "inconclusive",
-            "chance explains about 0.6 of 12 planted and about 1.2 of 24 unique",
+            "about 0.6 of 12 planted and about 1.2 of 24 unique are expected by chance",
         ),
         (group(12, 0), group(24, 0), True, "none", "below 24% of planted and below 14% of unique"),
     ],
@@ -99,7 +99,7 @@ def test_what_cannot_be_judged_is_not_cleared(
     found = judged(groups, **changes)
     assert (found["cleared"], found["level"]) == (None, "unjudged")
     assert any(name.startswith(reason) for name in reasons(found))
-    assert "cannot tell whether" in found["text"] and found["reasons"][0]["remedy"] in found["text"]
+    assert "cannot be judged on this evidence" in found["text"] and found["reasons"][0]["remedy"] in found["text"]
 
 
 def test_a_small_set_that_was_asked_for_whole_is_cleared() -> None:
