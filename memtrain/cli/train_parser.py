@@ -99,6 +99,9 @@ def require_model(words: Sequence[str]) -> None:
 
 
 def _names_model(settings: object) -> bool:
+    """Whether settings name a model, or another configuration, which may name one."""
+    if isinstance(settings, dict) and "config" in settings:
+        return True
     model = settings.get("model") if isinstance(settings, dict) else None
     whole = "class_path" in model if isinstance(model, dict) else model is not None
     return whole or (isinstance(settings, dict) and "model.class_path" in settings)
