@@ -217,6 +217,7 @@ def test_a_condition_that_cannot_be_understood_is_a_misuse(capsys: pytest.Captur
     told, _ = printed(capsys)
     assert (ended.value.code, told["exit_status"]) == (2, 2)
     assert "foo > 1" in told["error"]["found"]
+    assert "reproduced > 0.01" in told["error"]["remedy"]
 
 
 @pytest.mark.parametrize(("word", "shown"), [("--quiet", True), ("--json", False)])
