@@ -104,7 +104,8 @@ def _names_model(settings: object) -> bool:
         return True
     model = settings.get("model") if isinstance(settings, dict) else None
     whole = "class_path" in model if isinstance(model, dict) else model is not None
-    return whole or (isinstance(settings, dict) and "model.class_path" in settings)
+    # `config` names another file, which this one builds on.
+    return whole or (isinstance(settings, dict) and not {"model.class_path", "config"}.isdisjoint(settings))
 
 
 def refused_by_lightning(error: BaseException | None) -> ConfigurationError | None:

@@ -166,7 +166,6 @@ def test_options_of_sampling_become_one_value() -> None:
         ("--caption x --size 64", "caption and size without a model"),
         ("--model m --data d --size 60", "a multiple of 8"),
         ("--model m --data nowhere", "'nowhere' does not exist"),
-        ("--fail_on often", "reproduced > 0.01"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(options: str, message: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from memtrain import cli
-from memtrain.cli import command
+from memtrain.cli import command, evaluation_parts
 from memtrain.cli.outcome import QUIET_CHILD, end, printing, taken_output, tell
 from memtrain.errors import ConfigurationError
 from memtrain.files.progress import progress_is_off
@@ -209,6 +209,27 @@ def test_an_object_that_nobody_takes_ends_without_a_traceback(place: str) -> Non
     assert done.returncode == 130
     assert "Traceback" not in done.stderr
     assert ('"exit_status": 130' in done.stdout) == (place == "2>&-")
+
+
+def test_a_condition_that_cannot_be_understood_is_a_misuse(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.evaluate(["measure", "--fail_on", "foo > 1", "--json"])
+    told, _ = printed(capsys)
+    assert (ended.value.code, told["exit_status"]) == (2, 2)
+    assert "foo > 1" in told["error"]["found"]
+    assert "reproduced > 0.01" in told["error"]["remedy"]
+
+
+@pytest.mark.parametrize(("word", "shown"), [("--quiet", True), ("--json", False)])
+def test_a_quiet_command_says_why_its_status_is_not_0(
+    word: str, shown: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {"verdict": {"cleared": False, "text": "Pictures come back."}}
+    monkeypatch.setattr(evaluation_parts, "run_command", lambda words, stage: results)
+    with pytest.raises(SystemExit) as ended:
+        cli.evaluate(["measure", "--fail_on", "reproduced", word])
+    assert ended.value.code == 3
+    assert ("Status 3: " in capsys.readouterr().err) == shown
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ def test_overlays_alone_are_refused_with_the_command_that_works() -> None:
         ["--config", "smoke", "--model", "my.Model"],
         ["--config", "smoke", "--model.class_path=my.Model"],
         ["--config", "whole.yaml"],
+        ["--config", "tiny_baseline"],
     ],
 )
 def test_a_model_may_be_named_anywhere(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
