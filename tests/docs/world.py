@@ -107,8 +107,8 @@ def _pictures(shard: str, folder: Path, *, count: int) -> list[str]:
     source = open_source(str(ROOT / "assets" / shard))
     folder.mkdir()
     for index in range(count):
-        source.load_image(index).save(folder / f"{index:03}.png")
-        (folder / f"{index:03}.txt").write_text(source.samples[index].caption, encoding="utf-8")
+        source.load_image(index).save(folder / f"{folder.name}_{index:03}.png")
+        (folder / f"{folder.name}_{index:03}.txt").write_text(source.samples[index].caption, encoding="utf-8")
     return [sample.caption for sample in source.samples[:count]]
 
 
