@@ -33,7 +33,11 @@ def adapters(name: str, make: Callable[[Path], Path], says: str) -> Row:
 
 LORA = {"unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 5)}
 ADAPTERS = [
-    adapters("lora_pickled", lambda f: written(f, pickle.dumps(Mark()), "f.safetensors"), r"f\.safetensors is no safe"),
+    adapters(
+        "lora_pickled",
+        lambda f: written(f, pickle.dumps(Mark()), "f.safetensors"),
+        r"f\.safetensors is not a safetensors",
+    ),
     adapters("lora_empty", lambda f: written(f, "", "f.safetensors"), r"f\.safetensors is not a safetensors file"),
     adapters("lora_huge_header", lambda f: written(f, HEADER, "f.safetensors"), r"f\.safetensors is not a safetensors"),
     adapters(
