@@ -130,7 +130,7 @@ def _no_config(name: str) -> ConfigurationError:
 
 
 def _short(name: str) -> str:
-    """The short name that a name may have been meant as: `configs/Tiny.yaml` becomes `tiny`."""
+    """The short name that a name may have been meant as: `Tiny.yaml` becomes `tiny`."""
     parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     parts = parts[parts.index(CONFIGS) + 1 :] if CONFIGS in parts else parts
     return "/".join(parts).lower().removesuffix(".yml").removesuffix(ENDING)
