@@ -149,7 +149,7 @@ def run_step(command: Command, world: Path, prepared: Path, patch: pytest.Monkey
         take_for_granted(run, prepared)
     if words[0] == "train" and "--ckpt_path" not in words:
         shutil.rmtree(run_folder(words), ignore_errors=True)
-    elif tuple(words) in DONE:
+    elif words[0] != "scan" and tuple(words) in DONE:  # a scan is quick, and a page's next command reads its files
         return
     DONE.add(tuple(words))
     try:
