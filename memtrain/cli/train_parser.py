@@ -99,13 +99,12 @@ def require_model(words: Sequence[str]) -> None:
 
 
 def _names_model(settings: object) -> bool:
-    """Whether settings name a model, or another configuration, which may name one."""
-    if isinstance(settings, dict) and "config" in settings:
-        return True
-    model = settings.get("model") if isinstance(settings, dict) else None
+    """Whether settings name a model, or another configuration to build on, which may name one."""
+    if not isinstance(settings, dict):
+        return False
+    model = settings.get("model")
     whole = "class_path" in model if isinstance(model, dict) else model is not None
-    # `config` names another file, which this one builds on.
-    return whole or (isinstance(settings, dict) and not {"model.class_path", "config"}.isdisjoint(settings))
+    return whole or not {"model.class_path", "config"}.isdisjoint(settings)
 
 
 def refused_by_lightning(error: BaseException | None) -> ConfigurationError | None:

@@ -55,7 +55,3 @@ def test_a_shortened_option_is_refused(word: str, capsys: pytest.CaptureFixture[
 def test_the_monitor_without_a_setting_is_explained() -> None:
     with pytest.raises(ConfigurationError, match="names no setting of the monitor"):
         taken_monitor(["--monitor", "x"])
-
-
-def test_a_configuration_that_builds_on_another_is_whole() -> None:
-    require_model(["fit", "--config", "tiny_baseline", "--config", "callbacks/loss_skipping"])
